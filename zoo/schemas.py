@@ -1,0 +1,162 @@
+"""What crosses a process border as JSON: requests for jobs, checked once, at the edge."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zoo.errors import InvalidInputError
+from zoo.jobs import JobKind
+
+METRICS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "latency_ms": "minimize",
+    "flops": "minimize",
+    "num_params": "minimize",
+    "peak_bytes": "minimize",
+    "size_bytes": "minimize",
+}
+"""Every metric that an objective or a limit may name, and which way is better."""
+
+
+class Schema(BaseModel):
+    """A frozen message in which an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Choice(Schema):
+    """A registered plug-in by name, with its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Limit(Schema):
+    """A bound on one metric; a candidate outside it is infeasible."""
+
+    metric: str
+    max: float | None = None
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Limit:
+        if self.metric not in METRICS:
+            raise ValueError(f"unknown metric {self.metric!r}; choose one of: {', '.join(METRICS)}")
+        if self.max is None and self.min is None:
+            raise ValueError(f"the limit on {self.metric} has neither max nor min; give one")
+        return self
+
+    def holds(self, value: float) -> bool:
+        """Say whether ``value`` lies within the bound."""
+        return (self.max is None or value <= self.max) and (self.min is None or value >= self.min)
+
+
+class Recipe(Schema):
+    """A fixed training budget; every field changes the evaluation's identity."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    lr: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-4, ge=0)
+    clip_norm: float = Field(default=5.0, gt=0)
+    augment: bool = True
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SearchRequest(Schema):
+    """A search: what to choose among, how, on which data, for which device."""
+
+    method: Choice
+    space: Choice
+    data: str
+    objectives: tuple[str, ...] = ("accuracy", "latency_ms")
+    limits: tuple[Limit, ...] = ()
+    device: str = "auto"
+    batch: int = Field(default=1, ge=1, description="batch size at which latency is measured")
+    runtime: Literal["torch", "onnx"] = "torch"
+    recipe: Recipe = Recipe(epochs=3)
+    final_recipe: Recipe = Recipe(epochs=12)
+    winners: int = Field(default=1, ge=1)
+    baseline: bool = Field(default=False, description="equal-budget random search beside it")
+    reuse: bool = Field(default=True, description="take evaluations of equal candidates")
+    seed: int = 0
+    max_candidate_s: float = Field(default=600.0, gt=0)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchRequest:
+        unknown = [name for name in self.objectives if name not in METRICS]
+        if unknown or not self.objectives:
+            raise ValueError(f"objectives {unknown or 'are empty'}; choose from {list(METRICS)}")
+        return self
+
+
+class PreviewRequest(Schema):
+    """A question before a search: the space's size and its smallest, median, largest cost."""
+
+    search: SearchRequest
+    samples: int = Field(default=64, ge=4, le=4096)
+
+
+class ProfileRequest(Schema):
+    """Measure blocks or chains on a device, once per runtime and batch size."""
+
+    subjects: tuple[str, ...]
+    device: str = "auto"
+    runtimes: tuple[Literal["torch", "onnx"], ...] = ("torch",)
+    batches: tuple[int, ...] = (1, 8)
+
+
+class MeasureRequest(Schema):
+    """Measure one untrained architecture for a search that runs elsewhere."""
+
+    architecture: dict[str, Any]
+    data: str
+    device: str
+    runtime: Literal["torch", "onnx"] = "torch"
+    batch: int = Field(default=1, ge=1)
+
+
+class AssembleRequest(Schema):
+    """Ask the zoo for its best chain under limits, measured whole on a device."""
+
+    task: str | None = Field(default=None, description="data name, e.g. digits; any if omitted")
+    limits: tuple[Limit, ...] = ()
+    objective: str = "accuracy"
+    device: str = "auto"
+    runtime: Literal["torch", "onnx"] = "torch"
+    batch: int = Field(default=1, ge=1)
+    name: str | None = Field(default=None, description="alias to give the chosen chain")
+
+
+REQUESTS: dict[JobKind, type[Schema]] = {
+    JobKind.SEARCH: SearchRequest,
+    JobKind.PREVIEW: PreviewRequest,
+    JobKind.PROFILE: ProfileRequest,
+    JobKind.MEASURE: MeasureRequest,
+    JobKind.ASSEMBLE: AssembleRequest,
+}
+
+
+def parse_request(kind: JobKind, spec: object) -> Schema:
+    """Validate the request of a job of ``kind``.
+
+    Raises:
+        InvalidInputError: One line per wrong field: where, what value, what is wrong.
+    """
+    try:
+        return REQUESTS[kind].model_validate(spec)
+    except ValidationError as error:
+        raise InvalidInputError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line each what is wrong with which field, and the value that it had."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "request"
+        lines.append(f"{where}: {item['msg']} (got {item['input']!r:.200})")
+    return "; ".join(lines)
