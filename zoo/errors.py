@@ -8,6 +8,7 @@ BlockyardError
 │   ├── UnknownNameError
 │   ├── IncompatibleShapeError
 │   ├── MissingDataError
+│   ├── TooLargeError
 │   └── InfeasibleError
 ├── NotFoundError
 ├── ConflictError
@@ -59,6 +60,10 @@ class IncompatibleShapeError(InvalidInputError):
 
 class MissingDataError(InvalidInputError):
     """A data set or file that was named is not there."""
+
+
+class TooLargeError(InvalidInputError):
+    """A message or file is larger than its receiver accepts."""
 
 
 class InfeasibleError(InvalidInputError):

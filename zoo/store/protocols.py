@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
-from zoo.canonical import Json
+from zoo.canonical import Json, plain
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.spec import Block, Chain, Device, Evaluation, Profile
 
@@ -77,6 +77,20 @@ class Event:
     message: str
     data: Mapping[str, Json]
 
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "job": self.job,
+            "number": self.number,
+            "at": self.at.isoformat(),
+            "level": self.level,
+            "message": self.message,
+            "data": plain(self.data),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**(dict(data) | {"at": datetime.fromisoformat(data["at"])}))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
@@ -85,6 +99,13 @@ class Edge:
     child: str
     parent: str
     relation: Literal["searched-by", "block-of", "assembled-from", "trained-from", "exported-from"]
+
+    def to_json(self) -> dict[str, Json]:
+        return {"child": self.child, "parent": self.parent, "relation": self.relation}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(child=data["child"], parent=data["parent"], relation=data["relation"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +121,23 @@ class WorkerInfo:
     catalogue: Mapping[str, Json]
     seen_at: datetime | None = None
 
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "id": self.id,
+            "devices": [device.to_json() for device in self.devices],
+            "catalogue": plain(self.catalogue),
+            "seen_at": self.seen_at.isoformat() if self.seen_at else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            id=data["id"],
+            devices=tuple(Device.from_json(item) for item in data["devices"]),
+            catalogue=data["catalogue"],
+            seen_at=datetime.fromisoformat(data["seen_at"]) if data["seen_at"] else None,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
@@ -112,6 +150,25 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        times = ("created_at", "expires_at", "revoked_at")
+        moments = {name: getattr(self, name) for name in times}
+        return {
+            "id": self.id,
+            "name": self.name,
+            "owner": self.owner,
+            "scopes": list(self.scopes),
+            **{name: value.isoformat() if value else None for name, value in moments.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        times = ("created_at", "expires_at", "revoked_at")
+        moments = {
+            name: datetime.fromisoformat(data[name]) if data[name] else None for name in times
+        }
+        return cls(**(dict(data) | moments | {"scopes": tuple(data["scopes"])}))
 
 
 @dataclass(frozen=True, kw_only=True)
