@@ -25,6 +25,7 @@ BlockyardError
 ├── CorruptArtifactError
 ├── EnvironmentUnfitError
 │   └── PortInUseError
+├── RunnerError
 └── TrainerError
     ├── TrainerCrashError
     └── TrainerTimeoutError
@@ -136,6 +137,10 @@ class EnvironmentUnfitError(BlockyardError):
 
 class PortInUseError(EnvironmentUnfitError):
     """Another process listens on the port asked for."""
+
+
+class RunnerError(BlockyardError):
+    """A block failed while it computed a batch; other requests are not affected."""
 
 
 class TrainerError(BlockyardError):

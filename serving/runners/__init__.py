@@ -1,0 +1,1 @@
+"""What computes blocks: one runner per runtime, the devices they run on, and their timing."""
