@@ -1,0 +1,1 @@
+"""Block families: one file registers the builders of one family of blocks."""

@@ -1,0 +1,394 @@
+"""The DARTS family: stem, cell and head blocks, and the operations on a cell's edges.
+
+A network is the chain ``darts.stem`` (x) → (s0, s1), ``darts.cell`` (s0, s1) → (s1, s2),
+…, a last ``darts.cell`` (s0, s1) → (s2), ``darts.head`` (s) → logits. Modules, order of
+submodules and defaults follow the derived network of DARTS, so its parameter counts hold.
+
+Source:
+    Liu et al. (2019), "DARTS: Differentiable Architecture Search", arXiv:1806.09055.
+    Differs: odd heights and widths are halved upwards in every operation (the original
+    crashes on them); on even ones the two agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.builders import register
+from zoo.canonical import Json
+from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
+from zoo.spec import BlockSpec, TensorSpec
+
+Edge: TypeAlias = tuple[str, int]
+"""An operation and the state that it reads: 0 and 1 are the cell's inputs, 2 its first node."""
+
+Nodes: TypeAlias = tuple[tuple[Edge, ...], ...]
+"""The wiring of a cell: for every node the edges whose results it adds."""
+
+
+class ReluConvBn(nn.Sequential):
+    """ReLU, 1x1 convolution, batch norm: brings a cell's input to the cell's width."""
+
+    def __init__(self, in_chans: int, out_chans: int, *, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_chans, out_chans, 1, bias=False),
+            nn.BatchNorm2d(out_chans, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halves height and width by two strided 1x1 convolutions, the second one pixel further.
+
+    Raises:
+        InvalidInputError: ``out_chans`` is odd.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, *, affine: bool) -> None:
+        super().__init__()
+        if out_chans % 2:
+            raise InvalidInputError(
+                f"a factorized reduction to {out_chans} channels needs an even number; "
+                "choose an even width"
+            )
+        self.relu = nn.ReLU()
+        self.conv_1 = nn.Conv2d(in_chans, out_chans // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(in_chans, out_chans // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(out_chans, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        odd_height, odd_width = x.shape[2] % 2, x.shape[3] % 2
+        shifted = F.pad(x, (0, odd_width, 0, odd_height)) if odd_height or odd_width else x
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted[:, :, 1:, 1:])], dim=1))
+
+
+class DilConv(nn.Sequential):
+    """ReLU, depthwise convolution with dilation 2, pointwise convolution, batch norm."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(
+                channels,
+                channels,
+                kernel,
+                stride=stride,
+                padding=kernel - 1,
+                dilation=2,
+                groups=channels,
+                bias=False,
+            ),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+
+class SepConv(nn.Sequential):
+    """Two rounds of ReLU, depthwise and pointwise convolution, batch norm; the first strides."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
+        layers: list[nn.Module] = []
+        for step in (stride, 1):
+            layers += [
+                nn.ReLU(),
+                nn.Conv2d(
+                    channels,
+                    channels,
+                    kernel,
+                    stride=step,
+                    padding=kernel // 2,
+                    groups=channels,
+                    bias=False,
+                ),
+                nn.Conv2d(channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels, affine=affine),
+            ]
+        super().__init__(*layers)
+
+
+class Zero(nn.Module):
+    """The operation ``none``: no connection, zeros of the strided shape."""
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    if stride == 1:
+        return nn.Identity()
+    return FactorizedReduce(channels, channels, affine=affine)
+
+
+_OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda channels, stride, affine: Zero(stride=stride),
+    "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride=stride, padding=1),
+    "avg_pool_3x3": lambda channels, stride, affine: nn.AvgPool2d(
+        3, stride=stride, padding=1, count_include_pad=False
+    ),
+    "skip_connect": _skip,
+    "sep_conv_3x3": lambda channels, stride, affine: SepConv(
+        channels, 3, stride=stride, affine=affine
+    ),
+    "sep_conv_5x5": lambda channels, stride, affine: SepConv(
+        channels, 5, stride=stride, affine=affine
+    ),
+    "dil_conv_3x3": lambda channels, stride, affine: DilConv(
+        channels, 3, stride=stride, affine=affine
+    ),
+    "dil_conv_5x5": lambda channels, stride, affine: DilConv(
+        channels, 5, stride=stride, affine=affine
+    ),
+}
+
+OPERATIONS = tuple(_OPERATIONS)
+"""The operations of an edge in the original's order, on which ties depend; ``none`` is first."""
+
+
+def operation(name: str, channels: int, *, stride: int, affine: bool) -> nn.Module:
+    """Build one operation that keeps the number of channels.
+
+    Maps ``(batch, channels, h, w)`` to ``(batch, channels, ceil(h / stride),
+    ceil(w / stride))``.
+
+    Raises:
+        UnknownNameError: ``name`` is not one of ``OPERATIONS``.
+    """
+    if name not in _OPERATIONS:
+        raise UnknownNameError("DARTS operation", name, OPERATIONS)
+    return _OPERATIONS[name](channels, stride, affine)
+
+
+def preprocess(in_chans: int, out_chans: int, *, halve: bool, affine: bool) -> nn.Module:
+    """Build what brings a cell's input to its width and, if ``halve``, to half its size."""
+    return (FactorizedReduce if halve else ReluConvBn)(in_chans, out_chans, affine=affine)
+
+
+class Stem(nn.Module):
+    """3x3 convolution and batch norm, returned twice: both inputs of the first cell."""
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_chans, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_chans)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.bn(self.conv(x))
+        return state, state
+
+
+class Cell(nn.Module):
+    """A derived cell: every node adds its edges, the result is all nodes side by side.
+
+    In a reduction cell the edges from the cell's two inputs halve the size. With
+    ``last`` only the new state is returned, otherwise ``(s1, new state)``.
+    """
+
+    def __init__(
+        self,
+        in_chans: tuple[int, int],
+        channels: int,
+        nodes: Nodes,
+        *,
+        reduction: bool,
+        reduction_prev: bool,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        self.preprocess0 = preprocess(in_chans[0], channels, halve=reduction_prev, affine=True)
+        self.preprocess1 = preprocess(in_chans[1], channels, halve=False, affine=True)
+        self.edges = nn.ModuleList(
+            operation(name, channels, stride=2 if reduction and state < 2 else 1, affine=True)
+            for edges in nodes
+            for name, state in edges
+        )
+        self.sources = tuple(tuple(state for _, state in edges) for edges in nodes)
+        self.last = last
+
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        edges = iter(self.edges)
+        for sources in self.sources:
+            states.append(reduce(add, [next(edges)(states[source]) for source in sources]))
+        out = torch.cat(states[2:], dim=1)
+        return out if self.last else (s1, out)
+
+
+class Head(nn.Sequential):
+    """Global average pooling and a linear classifier."""
+
+    def __init__(self, in_chans: int, num_classes: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, num_classes))
+
+
+def stem_spec(inputs: TensorSpec, *, channels: int) -> BlockSpec:
+    """Describe the stem that turns images into the two states of the first cell.
+
+    Raises:
+        IncompatibleShapeError: ``inputs`` is not float ``(channels, height, width)``.
+    """
+    _, height, width = _image(inputs)
+    state = TensorSpec(shape=(channels, height, width), dtype=inputs.dtype)
+    return BlockSpec(
+        op="darts.stem", params={"channels": channels}, inputs=(inputs,), outputs=(state, state)
+    )
+
+
+def cell_spec(
+    inputs: tuple[TensorSpec, TensorSpec],
+    *,
+    channels: int,
+    nodes: Nodes,
+    reduction: bool,
+    reduction_prev: bool,
+    last: bool,
+) -> BlockSpec:
+    """Describe a cell; ``reduction_prev`` says that ``s0`` is twice the size of ``s1``.
+
+    Raises:
+        IncompatibleShapeError: The two inputs do not fit each other.
+        InvalidInputError: An edge reads a state that does not exist yet.
+        UnknownNameError: An operation is not one of ``OPERATIONS``.
+    """
+    _check_nodes(nodes)
+    _, *size0 = _image(inputs[0])
+    _, *size1 = _image(inputs[1])
+    if [halved(size) if reduction_prev else size for size in size0] != size1:
+        raise IncompatibleShapeError(
+            f"the inputs of a cell {'after a reduction ' if reduction_prev else ''}do not fit: "
+            f"{list(inputs[0].shape)} and {list(inputs[1].shape)}"
+        )
+    height, width = (halved(size) if reduction else size for size in size1)
+    state = TensorSpec(shape=(channels * len(nodes), height, width), dtype=inputs[1].dtype)
+    wiring: list[Json] = [[[name, source] for name, source in edges] for edges in nodes]
+    return BlockSpec(
+        op="darts.cell",
+        params={
+            "channels": channels,
+            "nodes": wiring,
+            "reduction": reduction,
+            "reduction_prev": reduction_prev,
+        },
+        inputs=inputs,
+        outputs=(state,) if last else (inputs[1], state),
+    )
+
+
+def head_spec(inputs: TensorSpec, *, num_classes: int) -> BlockSpec:
+    """Describe the classifier on the last cell's state.
+
+    Raises:
+        IncompatibleShapeError: ``inputs`` is not float ``(channels, height, width)``.
+        InvalidInputError: ``num_classes`` is below 1.
+    """
+    _image(inputs)
+    if num_classes < 1:
+        raise InvalidInputError(f"num_classes is {num_classes}; it must be at least 1")
+    logits = TensorSpec(shape=(num_classes,), dtype=inputs.dtype)
+    return BlockSpec(op="darts.head", inputs=(inputs,), outputs=(logits,))
+
+
+def halved(size: int | None) -> int | None:
+    """Return the height or width after a stride of two; an odd one is rounded up."""
+    return None if size is None else (size + 1) // 2
+
+
+def _image(tensor: TensorSpec) -> tuple[int, int | None, int | None]:
+    if len(tensor.shape) != 3 or tensor.shape[0] is None or not tensor.dtype.startswith("float"):
+        raise IncompatibleShapeError(
+            f"a DARTS block takes float tensors of shape (channels, height, width) with a fixed "
+            f"number of channels, not {tensor.dtype}{list(tensor.shape)}"
+        )
+    return tensor.shape[0], tensor.shape[1], tensor.shape[2]
+
+
+def _check_nodes(nodes: Nodes) -> None:
+    for position, edges in enumerate(nodes):
+        for name, source in edges:
+            if name not in _OPERATIONS:
+                raise UnknownNameError("DARTS operation", name, OPERATIONS)
+            if not 0 <= source < position + 2:
+                raise InvalidInputError(
+                    f"node {position + 2} reads state {source}; "
+                    f"it may read states 0 to {position + 1}"
+                )
+    if not nodes or not all(nodes):
+        raise InvalidInputError("a cell needs at least one node, and every node one edge")
+
+
+def _param(spec: BlockSpec, name: str, kind: type) -> Any:
+    value = spec.params.get(name)
+    if type(value) is not kind:
+        raise InvalidInputError(f"{spec.op} has {name}={value!r}; it takes a {kind.__name__}")
+    return value
+
+
+def _nodes(spec: BlockSpec) -> Nodes:
+    try:
+        return tuple(
+            tuple((str(name), int(source)) for name, source in edges)
+            for edges in _param(spec, "nodes", list)
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{spec.op} has nodes={spec.params['nodes']!r}; "
+            "it takes a list of [operation, state] pairs for every node"
+        ) from error
+
+
+def _confirm(spec: BlockSpec, expected: BlockSpec) -> None:
+    if spec.id != expected.id:
+        raise IncompatibleShapeError(
+            f"{spec.op} of these parameters returns {_shapes(expected.outputs)}, "
+            f"but its spec says {_shapes(spec.outputs)}"
+        )
+
+
+def _shapes(tensors: Sequence[TensorSpec]) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors)
+
+
+@register("darts.stem")
+def build_stem(spec: BlockSpec) -> nn.Module:
+    """Build ``darts.stem``; ``params``: ``channels`` of the state."""
+    channels = _param(spec, "channels", int)
+    _confirm(spec, stem_spec(spec.inputs[0], channels=channels))
+    return Stem(_image(spec.inputs[0])[0], channels)
+
+
+@register("darts.cell")
+def build_cell(spec: BlockSpec) -> nn.Module:
+    """Build ``darts.cell``; its ``params`` are the arguments of ``cell_spec``."""
+    if len(spec.inputs) != 2:
+        raise IncompatibleShapeError(f"a cell takes two states, not {len(spec.inputs)}")
+    first, second = spec.inputs
+    settings: dict[str, Any] = {
+        "channels": _param(spec, "channels", int),
+        "nodes": _nodes(spec),
+        "reduction": _param(spec, "reduction", bool),
+        "reduction_prev": _param(spec, "reduction_prev", bool),
+        "last": len(spec.outputs) == 1,
+    }
+    _confirm(spec, cell_spec((first, second), **settings))
+    return Cell((_image(first)[0], _image(second)[0]), **settings)
+
+
+@register("darts.head")
+def build_head(spec: BlockSpec) -> nn.Module:
+    """Build ``darts.head``; the number of classes is the size of its output."""
+    num_classes = spec.outputs[0].shape[0]
+    if num_classes is None:
+        raise IncompatibleShapeError("the number of classes of a head cannot vary")
+    _confirm(spec, head_spec(spec.inputs[0], num_classes=num_classes))
+    return Head(_image(spec.inputs[0])[0], num_classes)
