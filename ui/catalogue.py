@@ -1,0 +1,54 @@
+"""What can be searched, how and on which data: asked of live workers, else of a child process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import EnvironmentUnfitError
+
+if TYPE_CHECKING:
+    from zoo.client import Zoo
+
+Entry = Mapping[str, Any]
+KINDS = ("spaces", "methods", "data", "evaluators")
+
+_PRINT = "import json, nas.plugins; print(json.dumps(nas.plugins.catalogue()))"
+
+
+def of_workers(zoo: Zoo) -> dict[str, list[Entry]]:
+    """Merge what live workers announced; of entries with one name the first counts."""
+    found: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    for worker in zoo.workers():
+        announced: Mapping[str, Any] = worker.catalogue
+        for kind in KINDS:
+            for entry in announced.get(kind) or ():
+                found[kind].setdefault(entry["name"], entry)
+    return {kind: [entries[name] for name in sorted(entries)] for kind, entries in found.items()}
+
+
+def of_this_machine() -> dict[str, list[Entry]]:
+    """Ask the plug-ins installed here, in a child process, since they import torch.
+
+    Raises:
+        EnvironmentUnfitError: The child failed; its last line says why.
+    """
+    result = subprocess.run([sys.executable, "-c", _PRINT], capture_output=True, text=True)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        raise EnvironmentUnfitError(
+            f"the plug-ins installed here cannot be listed: {last}; "
+            "repair the installation, or start a worker and ask again"
+        )
+    # A plug-in may print while it is imported; the catalogue is the last line.
+    catalogue: dict[str, list[Entry]] = json.loads(result.stdout.strip().splitlines()[-1])
+    return catalogue
+
+
+def catalogue(zoo: Zoo) -> dict[str, list[Entry]]:
+    """Return what live workers offer, or what is installed here where none lives."""
+    live = of_workers(zoo)
+    return live if any(live.values()) else of_this_machine()

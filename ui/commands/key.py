@@ -1,0 +1,101 @@
+"""``blockyard key …``: API keys of the server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from ui.formats import age
+from ui.terminal import Group, Terminal, pass_terminal
+
+if TYPE_CHECKING:
+    from zoo.store.protocols import ApiKey
+
+SCOPES = ["read", "infer", "submit", "write", "admin"]
+
+
+@click.group(cls=Group)
+def key() -> None:
+    """API keys."""
+
+
+@key.command("create")
+@click.argument("name")
+@click.option("--owner", help="Whose jobs the key sees.  [default: NAME]")
+@click.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Repeat.  [default: read]"
+)
+@click.option("--days", type=click.IntRange(1), help="Expire after this many days.")
+@pass_terminal
+def key_create(
+    terminal: Terminal, name: str, owner: str | None, scopes: tuple[str, ...], days: int | None
+) -> None:
+    """Make an API key; its secret is printed once and kept nowhere."""
+    until = datetime.now(UTC) + timedelta(days=days) if days else None
+    with terminal.zoo() as zoo:
+        made, secret = zoo.create_key(
+            name, owner=owner or name, scopes=scopes or ("read",), expires_at=until
+        )
+    if terminal.json:
+        terminal.answer({**_value(made), "secret": secret})
+        return
+    click.echo(secret)
+    terminal.say(f"key {made.id}, scopes {', '.join(made.scopes)}; it is not shown again")
+
+
+@key.command("list")
+@pass_terminal
+def key_list(terminal: Terminal) -> None:
+    """List API keys, without their secrets."""
+    with terminal.zoo() as zoo:
+        found = zoo.keys()
+    now = datetime.now(UTC)
+    rows = [
+        (
+            item.id,
+            item.name,
+            item.owner,
+            " ".join(item.scopes),
+            age(item.created_at, now),
+            _standing(item, now),
+        )
+        for item in found
+    ]
+    columns = ("KEY", "NAME", "OWNER", "SCOPES", "CREATED", "STANDING")
+    terminal.table(columns, rows, values=[_value(item) for item in found])
+
+
+@key.command("revoke")
+@click.argument("key_id", metavar="KEY")
+@pass_terminal
+def key_revoke(terminal: Terminal, key_id: str) -> None:
+    """Revoke an API key for good."""
+    terminal.confirm(f"Revoke key {key_id}?")
+    with terminal.zoo() as zoo:
+        zoo.revoke_key(key_id)
+    terminal.facts({key_id: "revoked"}, value={"id": key_id, "revoked": True})
+
+
+def _standing(item: ApiKey, now: datetime) -> str:
+    if item.revoked_at:
+        return "revoked"
+    if item.expires_at:
+        return "expired" if item.expires_at <= now else f"until {item.expires_at:%Y-%m-%d}"
+    return "valid"
+
+
+def _value(item: ApiKey) -> dict[str, object]:
+    def when(moment: datetime | None) -> str | None:
+        return moment.isoformat() if moment else None
+
+    return {
+        "id": item.id,
+        "name": item.name,
+        "owner": item.owner,
+        "scopes": list(item.scopes),
+        "created_at": when(item.created_at),
+        "expires_at": when(item.expires_at),
+        "revoked_at": when(item.revoked_at),
+    }

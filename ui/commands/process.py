@@ -1,0 +1,134 @@
+"""``blockyard serve|worker|ui|up|demo`` and ``db``: processes that this one turns into.
+
+The command line must start at once, so it never imports what these need: it replaces
+itself by a Python that runs the module in question.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from ui.terminal import Command, Group, Terminal, pass_terminal
+
+
+def become(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run ``python -m module`` in place of this process and exit as it exits."""
+    command = [sys.executable, "-m", module, *arguments]
+    variables = os.environ | (environment or {})
+    sys.stdout.flush()
+    if os.name == "posix":
+        os.execve(sys.executable, command, variables)
+    sys.exit(subprocess.call(command, env=variables))
+
+
+def _worker_options(terminal: Terminal, broker: str | None) -> list[str]:
+    data = terminal.connection.data
+    return [
+        *terminal.connection.database_options(),
+        *(["--broker", broker] if broker else []),
+        *(["--data", str(data)] if data else []),
+    ]
+
+
+broker_option = click.option(
+    "--broker", envvar="BLOCKYARD_BROKER", help="Redis URL; without it workers poll the database."
+)
+port_option = click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+host_option = click.option("--host", default="127.0.0.1", show_default=True)
+
+
+@click.command(cls=Command)
+@host_option
+@port_option
+@broker_option
+@click.option("--with-worker", is_flag=True, help="Run jobs in this process too.")
+@pass_terminal
+def serve(terminal: Terminal, host: str, port: int, broker: str | None, with_worker: bool) -> None:
+    """Start the HTTP server: models, jobs and the zoo."""
+    arguments = ["serve", *_worker_options(terminal, broker), "--host", host, "--port", str(port)]
+    become("workers", [*arguments, *(["--with-worker"] if with_worker else [])])
+
+
+@click.command(cls=Command)
+@broker_option
+@pass_terminal
+def worker(terminal: Terminal, broker: str | None) -> None:
+    """Start a worker: it runs jobs and measures on its devices."""
+    become("workers", ["worker", *_worker_options(terminal, broker)])
+
+
+@click.command(cls=Command)
+@host_option
+@port_option
+@broker_option
+@pass_terminal
+def up(terminal: Terminal, host: str, port: int, broker: str | None) -> None:
+    """Start server, worker and pages on this machine."""
+    arguments = ["up", *_worker_options(terminal, broker), "--host", host, "--port", str(port)]
+    become("workers", arguments)
+
+
+@click.command(cls=Command)
+@host_option
+@click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True)
+@click.option("--open/--no-open", "browser", default=True, help="Open a browser.")
+@pass_terminal
+def ui(terminal: Terminal, host: str, port: int, browser: bool) -> None:
+    """Start the pages."""
+    connection = terminal.connection
+    connection.make_folder()
+    options = {
+        "server.address": host,
+        "server.port": str(port),
+        "server.headless": "false" if browser else "true",
+        "browser.gatherUsageStats": "false",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    page = Path(__file__).parents[1] / "app.py"
+    files = ["--files", str(connection.files)] if connection.files else []
+    # The key travels in the environment: every user of a machine can read command lines.
+    environment = {"BLOCKYARD_API_KEY": connection.api_key} if connection.api_key else {}
+    become(
+        "streamlit", ["run", str(page), *words, "--", "--url", connection.url, *files], environment
+    )
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.pass_context
+def demo(context: click.Context) -> None:
+    """Run the main job on this machine: search, store, assemble, serve."""
+    become("workers", ["demo", *context.args])
+
+
+@click.group(cls=Group)
+def db() -> None:
+    """The database's schema."""
+
+
+@db.command("upgrade")
+@click.argument("revision", default="head")
+@pass_terminal
+def db_upgrade(terminal: Terminal, revision: str) -> None:
+    """Bring the schema to a revision; data is kept."""
+    become("migrations", ["upgrade", *terminal.connection.database_options()[:2], revision])
+
+
+@db.command("downgrade")
+@click.argument("revision")
+@pass_terminal
+def db_downgrade(terminal: Terminal, revision: str) -> None:
+    """Take the schema back to a revision; what it has no place for is dropped."""
+    terminal.confirm(f"Take {terminal.connection.url} back to revision {revision}?")
+    become("migrations", ["downgrade", *terminal.connection.database_options()[:2], revision])
+
+
+@db.command("current")
+@pass_terminal
+def db_current(terminal: Terminal) -> None:
+    """Show the schema's revision."""
+    become("migrations", ["current", *terminal.connection.database_options()[:2]])

@@ -1,0 +1,80 @@
+"""How numbers, times and ids read, alike on the terminal, on the pages and in charts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+LABELS = {
+    "accuracy": "accuracy",
+    "latency_ms": "latency (ms)",
+    "flops": "FLOPs",
+    "num_params": "parameters",
+    "peak_bytes": "peak memory (bytes)",
+    "size_bytes": "size (bytes)",
+}
+"""Axis and column titles of the metrics."""
+
+
+def label(metric: str) -> str:
+    """Return the title of a metric; an unknown one is its own title."""
+    return LABELS.get(metric, metric)
+
+
+def metric(name: str, value: float | None) -> str:
+    """Write a metric with its unit, short enough for a table."""
+    if value is None:
+        return "–"
+    if name.endswith("_ms"):
+        return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+    if name.endswith("_bytes"):
+        return size(value)
+    if name in ("flops", "num_params"):
+        return count(value)
+    return f"{value:.4g}"
+
+
+def count(value: float) -> str:
+    """Write a large number with a decimal prefix: 1.2 M."""
+    return _prefixed(value, ("", " k", " M", " G", " T", " P"))
+
+
+def size(value: float) -> str:
+    """Write a number of bytes with a decimal prefix: 1.2 MB."""
+    return _prefixed(value, (" B", " kB", " MB", " GB", " TB", " PB"))
+
+
+def _prefixed(value: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}{units[-1]}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time span in its two largest units: 2 h 05 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+
+
+def age(moment: datetime | None, now: datetime) -> str:
+    """Write how long ago ``moment`` was."""
+    if moment is None:
+        return "–"
+    seconds = max((now - moment).total_seconds(), 0.0)
+    return "just now" if seconds < 1 else f"{duration(seconds)} ago"
+
+
+def short(identity: str) -> str:
+    """Shorten an id to what people can tell apart; commands take it as a prefix."""
+    return identity[:12]
