@@ -8,16 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from zoo.errors import InvalidInputError
 from zoo.jobs import JobKind
-
-METRICS: dict[str, Literal["maximize", "minimize"]] = {
-    "accuracy": "maximize",
-    "latency_ms": "minimize",
-    "flops": "minimize",
-    "num_params": "minimize",
-    "peak_bytes": "minimize",
-    "size_bytes": "minimize",
-}
-"""Every metric that an objective or a limit may name, and which way is better."""
+from zoo.spec import METRICS as METRICS
 
 
 class Schema(BaseModel):

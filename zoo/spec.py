@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from zoo.canonical import Json, content_id, plain
 from zoo.errors import IncompatibleShapeError, InvalidInputError
@@ -257,13 +257,25 @@ class Profile:
         return cls(**({name: data[name] for name in names} | {"samples": tuple(data["samples"])}))
 
 
+METRICS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "latency_ms": "minimize",
+    "flops": "minimize",
+    "num_params": "minimize",
+    "peak_bytes": "minimize",
+    "size_bytes": "minimize",
+}
+"""Every metric that an objective or a limit may name, and which way is better."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What one architecture scored under a stated budget.
 
-    ``metrics`` uses the names of ``zoo.schemas.METRICS``; ``cost_s`` is the device time
-    it took to obtain, ``repeats`` the number of runs the metrics are the mean of, and
-    ``job`` the job that paid for it. ``device`` is where latency was measured.
+    ``metrics`` uses the names of ``METRICS``, and ``latency_p95_ms`` beside them;
+    ``cost_s`` is the device time it took to obtain, ``repeats`` the number of runs the
+    metrics are the mean of, and ``job`` the job that paid for it. ``device`` is where
+    latency was measured.
     """
 
     metrics: Mapping[str, float]

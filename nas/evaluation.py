@@ -1,0 +1,156 @@
+"""Scores of one architecture: accuracy after a short training, counted and measured cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nas.cost.analytic import cost
+from nas.data import DataSet
+from nas.protocols import SearchSpace
+from nas.training import Progress, Recipe, describe_recipe, train
+from zoo.canonical import Json
+from zoo.errors import TrainerError
+from zoo.rng import derive_seed
+from zoo.spec import Architecture, Evaluation
+
+VERSION = 1
+"""Raised whenever training or counting would give other numbers for the same arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Measured time of one call: median and 95th percentile, and on which device (its id)."""
+
+    median_ms: float
+    p95_ms: float
+    device: str
+
+
+Measure = Callable[[Architecture], Latency]
+"""Measures an untrained architecture where the job wants it to run."""
+
+
+class TrainingEvaluator:
+    """Trains an architecture for a fixed budget, scores it, counts and measures its cost.
+
+    Metrics: ``accuracy`` on the validation split, ``flops``, ``num_params``,
+    ``size_bytes``, ``peak_bytes``, ``latency_ms`` and ``latency_p95_ms``.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        data: DataSet,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: torch.device,
+        measure: Measure,
+        target: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep what all candidates share.
+
+        Args:
+            space: Builds the candidates.
+            data: What to train on.
+            recipe: The budget.
+            seed: One for all candidates, so that equal networks score equally.
+            device: Where to train.
+            measure: Where and how latency is measured.
+            target: What ``measure`` measures on (device, runtime, batch), in words that
+                make it a part of the evaluation's identity.
+            clock: Seconds that only go forward.
+        """
+        self._space = space
+        self._data = data.to(device)
+        self._recipe = recipe
+        self._seed = seed
+        self._device = device
+        self._measure = measure
+        self._target = target
+        self._clock = clock
+
+    def describe(self) -> dict[str, Json]:
+        return describe(self._data, self._recipe, seed=self._seed, device=self._device) | {
+            "target": self._target
+        }
+
+    def evaluate(self, architecture: Architecture) -> Evaluation:
+        started = self._clock()
+        metrics = train_and_score(
+            self._space,
+            architecture,
+            self._data,
+            self._recipe,
+            seed=self._seed,
+            device=self._device,
+        )
+        latency = self._measure(architecture)
+        return Evaluation(
+            metrics=metrics | {"latency_ms": latency.median_ms, "latency_p95_ms": latency.p95_ms},
+            cost_s=self._clock() - started,
+            device=latency.device,
+        )
+
+
+def describe(data: DataSet, recipe: Recipe, *, seed: int, device: torch.device) -> dict[str, Json]:
+    """Return all that determines the scores of ``train_and_score``, for keys of evaluations."""
+    return {
+        "evaluator": "training",
+        "version": VERSION,
+        "data": data.digest,
+        "recipe": describe_recipe(recipe),
+        "seed": seed,
+        "device": device.type,
+    }
+
+
+def fresh_network(
+    space: SearchSpace, architecture: Architecture, data: DataSet, *, seed: int
+) -> nn.Module:
+    """Build the network of an architecture; its weights are a function of ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return space.build(architecture, inputs=data.inputs, num_classes=data.num_classes)
+
+
+def train_and_score(
+    space: SearchSpace,
+    architecture: Architecture,
+    data: DataSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, float]:
+    """Train a fresh network and return all metrics but latency.
+
+    Returns:
+        ``accuracy`` on the validation split, ``flops``, ``num_params``, ``size_bytes``
+        and ``peak_bytes``.
+
+    Raises:
+        TrainerError: The loss is not finite, memory ran out, or ``should_stop`` said so.
+    """
+    module = fresh_network(space, architecture, data, seed=seed)
+    counted = cost(module, data.inputs).metrics()
+    result = train(
+        module,
+        data,
+        recipe,
+        device=device,
+        seed=seed,
+        progress=progress,
+        should_stop=should_stop,
+    )
+    if not result.completed:
+        raise TrainerError("training was stopped before its budget was spent")
+    return {"accuracy": result.metrics["accuracy"]} | counted

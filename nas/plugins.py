@@ -1,0 +1,262 @@
+"""Search spaces, methods and evaluators by name, from entry points.
+
+A user's own one is a class in a package whose metadata registers it:
+
+    [project.entry-points."blockyard.spaces"]
+    my-space = "my_package.my_space:MySpace"
+
+The groups are ``blockyard.spaces`` (constructed ``Cls(**params)``), ``blockyard.methods``
+(``Cls(context, **params)``) and ``blockyard.evaluators`` (``Cls(space, data, recipe, seed=…,
+device=…, measure=…, **params)``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, Protocol
+
+import torch
+
+from nas.data import DataSet, data_catalogue
+from nas.evaluation import Measure
+from nas.protocols import Evaluator, SearchMethod, SearchSpace
+from nas.training import Recipe
+from zoo.canonical import Json, plain
+from zoo.errors import BlockyardError, ConflictError, InvalidInputError, UnknownNameError
+from zoo.spec import METRICS, Architecture
+
+SPACES = "blockyard.spaces"
+METHODS = "blockyard.methods"
+EVALUATORS = "blockyard.evaluators"
+
+_KINDS = {SPACES: "search space", METHODS: "search method", EVALUATORS: "evaluator"}
+_POSITIONAL = {SPACES: 0, METHODS: 1, EVALUATORS: 3}
+_GIVEN = frozenset({"seed", "device", "measure", "clock"})
+
+Direction = Literal["maximize", "minimize"]
+
+
+class Limit(Protocol):
+    """A bound on one metric; ``zoo.schemas.Limit`` is one."""
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def max(self) -> float | None: ...
+
+    @property
+    def min(self) -> float | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodContext:
+    """What a method is given beside its own parameters.
+
+    ``directions`` defaults to those of ``zoo.spec.METRICS``. ``data`` is set for methods
+    that train (``trains = True``), ``evaluator`` for those that sample.
+    """
+
+    space: SearchSpace
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    data: DataSet | None = None
+    evaluator: Evaluator | None = None
+    objectives: tuple[str, ...] = ("accuracy", "latency_ms")
+    directions: tuple[Direction, ...] = ()
+    limits: tuple[Limit, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise InvalidInputError(f"no objective is given; choose from: {', '.join(METRICS)}")
+        if not self.directions:
+            unknown = [name for name in self.objectives if name not in METRICS]
+            if unknown:
+                raise UnknownNameError("objective", unknown[0], METRICS)
+            object.__setattr__(self, "directions", tuple(METRICS[n] for n in self.objectives))
+        if len(self.directions) != len(self.objectives):
+            raise InvalidInputError(
+                f"{len(self.directions)} directions for {len(self.objectives)} objectives "
+                f"{self.objectives}; give one for each"
+            )
+
+
+def make_space(name: str, params: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Build the search space registered as ``name``.
+
+    Raises:
+        UnknownNameError: No space has the name.
+        InvalidInputError: A parameter is unknown or refused, or the plug-in is broken.
+    """
+    return _construct(SPACES, name, params or {})
+
+
+def space_of(architecture: Architecture) -> SearchSpace:
+    """Build the space that ``architecture`` was drawn from.
+
+    Raises:
+        UnknownNameError: Its plug-in is not installed here.
+        InvalidInputError: The architecture does not belong to the space that it names.
+    """
+    described = architecture.space
+    name, params = described.get("name"), described.get("params", {})
+    if not isinstance(name, str) or not isinstance(params, Mapping):
+        raise InvalidInputError(f"{described!r} does not describe a search space")
+    space = make_space(name, params)
+    space.check(architecture)
+    return space
+
+
+def make_method(
+    name: str, params: Mapping[str, Any] | None, context: MethodContext
+) -> SearchMethod:
+    """Build the search method registered as ``name`` on ``context``.
+
+    Raises:
+        UnknownNameError: No method has the name.
+        InvalidInputError: A parameter is unknown or refused, or the context lacks what
+            the method needs.
+    """
+    cls = method_class(name)
+    if getattr(cls, "trains", False) and context.data is None:
+        raise InvalidInputError(f"search method {name!r} trains a supernet and needs data")
+    if not getattr(cls, "trains", False) and context.evaluator is None:
+        raise InvalidInputError(f"search method {name!r} samples and needs an evaluator")
+    return _construct(METHODS, name, params or {}, context)
+
+
+def method_class(name: str) -> type:
+    """Return the class registered as ``name``; its ``trains`` says where it must run.
+
+    Raises:
+        UnknownNameError: No method has the name.
+        InvalidInputError: The plug-in is broken.
+    """
+    return _load(METHODS, name)
+
+
+def make_evaluator(
+    name: str,
+    params: Mapping[str, Any] | None,
+    *,
+    space: SearchSpace,
+    data: DataSet,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    measure: Measure,
+) -> Evaluator:
+    """Build the evaluator registered as ``name``.
+
+    Raises:
+        UnknownNameError: No evaluator has the name.
+        InvalidInputError: A parameter is unknown or refused, or the plug-in is broken.
+    """
+    given = {"seed": seed, "device": device, "measure": measure}
+    return _construct(EVALUATORS, name, params or {}, space, data, recipe, **given)
+
+
+def catalogue() -> dict[str, Json]:
+    """Describe all that is registered, for ``WorkerInfo.catalogue``.
+
+    A plug-in that cannot be loaded is listed with ``error`` and takes nothing down.
+    """
+    return {
+        "spaces": [_describe(SPACES, name) for name in _entries(SPACES)],
+        "methods": [_describe(METHODS, name) for name in _entries(METHODS)],
+        "evaluators": [_describe(EVALUATORS, name) for name in _entries(EVALUATORS)],
+        "data": list(data_catalogue()),
+    }
+
+
+@cache
+def _entries(group: str) -> dict[str, tuple[EntryPoint, ...]]:
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in entry_points(group=group):
+        known = found.get(entry.name, ())
+        if entry.value not in (other.value for other in known):
+            found[entry.name] = (*known, entry)
+    return dict(sorted(found.items()))
+
+
+def _load(group: str, name: str) -> type:
+    entries = _entries(group).get(name)
+    if entries is None:
+        raise UnknownNameError(_KINDS[group], name, _entries(group))
+    if len(entries) > 1:
+        values = " and ".join(entry.value for entry in entries)
+        raise ConflictError(
+            f"{_KINDS[group]} {name!r} is registered by {values}; uninstall all but one"
+        )
+    try:
+        loaded = entries[0].load()
+    except Exception as error:
+        raise InvalidInputError(
+            f"{_KINDS[group]} {name!r} ({entries[0].value}) cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(loaded, type):
+        raise InvalidInputError(
+            f"{_KINDS[group]} {name!r} ({entries[0].value}) is not a class but {loaded!r}"
+        )
+    return loaded
+
+
+def _construct(
+    group: str, name: str, params: Mapping[str, Any], *context: object, **given: object
+) -> Any:
+    cls = _load(group, name)
+    legal = _parameters(group, cls)
+    for param in params:
+        if param not in legal:
+            raise UnknownNameError(f"parameter of {_KINDS[group]} {name!r}", param, legal)
+    missing = [key for key, default in legal.items() if default is ... and key not in params]
+    if missing:
+        raise InvalidInputError(f"{_KINDS[group]} {name!r} needs the parameter {missing[0]!r}")
+    make: Callable[..., Any] = cls
+    try:
+        return make(*context, **given, **params)
+    except BlockyardError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{_KINDS[group]} {name!r} refused {dict(params)!r}: {error}"
+        ) from error
+
+
+def _parameters(group: str, cls: type) -> dict[str, Any]:
+    """Return name → default (``...`` if there is none) of what a user may set."""
+    parameters = list(inspect.signature(cls).parameters.values())[_POSITIONAL[group] :]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        item.name: ... if item.default is inspect.Parameter.empty else item.default
+        for item in parameters
+        if item.kind not in variadic and not (group == EVALUATORS and item.name in _GIVEN)
+    }
+
+
+def _describe(group: str, name: str) -> Json:
+    try:
+        cls = _load(group, name)
+        params = _parameters(group, cls)
+    except (BlockyardError, ValueError, TypeError) as error:
+        return {"name": name, "summary": "cannot be loaded", "params": {}, "error": str(error)}
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return {
+        "name": name,
+        "summary": summary,
+        "params": {key: _default(value) for key, value in params.items()},
+    }
+
+
+def _default(value: Any) -> Json:
+    if value is ...:
+        return None
+    try:
+        return plain(value)
+    except InvalidInputError:
+        return str(value)
