@@ -139,6 +139,10 @@ class WorkerInfo:
         )
 
 
+SCOPES = ("read", "infer", "submit", "write", "admin")
+"""What an API key may be allowed; ``admin`` also sees the jobs of other owners."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
     """An API key without its secret."""

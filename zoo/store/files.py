@@ -1,0 +1,208 @@
+"""Bytes under the name of their sha256, in a folder: no caller ever names a path."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from zoo.canonical import digest as digest_of
+from zoo.errors import (
+    CorruptArtifactError,
+    InvalidInputError,
+    NotFoundError,
+    StorageFullError,
+)
+from zoo.store.clock import Clock, utc_now
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNFINISHED = "unfinished"
+
+
+class FileStore:
+    """Content-addressed files, one per content, under ``root/ab/abcd…``.
+
+    A file appears whole or not at all: it is written under ``root/unfinished``, synced,
+    and renamed. A lock file orders writers, who share it, against garbage collection,
+    which takes it alone for the instant of each deletion, so that a file that somebody
+    puts again is never deleted as unused.
+    """
+
+    def __init__(self, root: Path, *, now: Clock = utc_now) -> None:
+        self.root = root
+        self._now = now
+        self._unfinished = root / _UNFINISHED
+        self._unfinished.mkdir(parents=True, exist_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Keep ``data`` and return its digest; writing equal content twice keeps one file.
+
+        A file that is there already is compared, and replaced if it was damaged.
+
+        Raises:
+            StorageFullError: The disk is full; nothing half-written remains.
+        """
+        digest = digest_of(data)
+        path = self._path(digest)
+        with self._locked(fcntl.LOCK_SH):
+            if not (path.is_file() and path.read_bytes() == data):
+                self._write(path, data)
+            self._stamp(path)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """Return the content, verified against ``digest``.
+
+        Raises:
+            InvalidInputError: ``digest`` is not 64 hex digits.
+            NotFoundError: There is no such file.
+            CorruptArtifactError: The bytes changed on disk; they are not returned.
+        """
+        try:
+            data = self._path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise _missing(digest) from error
+        if digest_of(data) != digest:
+            raise CorruptArtifactError(
+                f"file {digest} is damaged: its content has digest {digest_of(data)}; "
+                "put the original again or delete what refers to it"
+            )
+        return data
+
+    def has(self, digest: str) -> bool:
+        return self._path(digest).is_file()
+
+    def size(self, digest: str) -> int:
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError as error:
+            raise _missing(digest) from error
+
+    def delete(self, digest: str) -> None:
+        try:
+            self._path(digest).unlink()
+        except FileNotFoundError as error:
+            raise _missing(digest) from error
+
+    def digests(self) -> Iterator[str]:
+        for shard in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
+            for path in sorted(shard.iterdir()):
+                if _DIGEST.fullmatch(path.name):
+                    yield path.name
+
+    def verify(self) -> list[str]:
+        """Read everything and return the digests whose bytes are wrong."""
+        wrong = []
+        for digest in self.digests():
+            try:
+                self.get(digest)
+            except CorruptArtifactError:
+                wrong.append(digest)
+            except NotFoundError:
+                continue  # deleted while this ran
+        return wrong
+
+    def touch(self, digest: str) -> None:
+        """Make a file young again, so that garbage collection waits for what refers to it.
+
+        Raises:
+            NotFoundError: There is no such file.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            self._stamp(self._path(digest))
+
+    def changed_before(self, digest: str, moment: datetime) -> bool:
+        """Say whether the file was last put or touched before ``moment``."""
+        try:
+            return self._path(digest).stat().st_mtime < moment.timestamp()
+        except FileNotFoundError:
+            return False
+
+    def delete_old(self, digest: str, moment: datetime) -> bool:
+        """Delete the file unless it was put or touched since ``moment``; say whether it was."""
+        with self._locked(fcntl.LOCK_EX):
+            if not self.changed_before(digest, moment):
+                return False
+            self._path(digest).unlink()
+            return True
+
+    def delete_unfinished(self, moment: datetime) -> int:
+        """Delete what writers that died before ``moment`` left behind; return the number."""
+        count = 0
+        for path in self._unfinished.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # its writer finished just now
+                if path.stat().st_mtime < moment.timestamp():
+                    path.unlink()
+                    count += 1
+        return count
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidInputError(f"{digest!r:.100} is not a sha256 digest of 64 hex digits")
+        return self.root / digest[:2] / digest
+
+    def _stamp(self, path: Path) -> None:
+        moment = self._now().timestamp()
+        try:
+            os.utime(path, (moment, moment))
+        except FileNotFoundError as error:
+            raise _missing(path.name) from error
+
+    def _write(self, path: Path, data: bytes) -> None:
+        unfinished = self._unfinished / uuid.uuid4().hex
+        try:
+            _write_synced(unfinished, data)
+            if not path.parent.is_dir():
+                path.parent.mkdir(exist_ok=True)
+                _sync_folder(self.root)
+            unfinished.rename(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageFullError(
+                    f"no room for {len(data)} bytes under {self.root}: {error.strerror}; "
+                    "free some space, e.g. with `blockyard zoo gc`"
+                ) from error
+            raise
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, mode: int) -> Iterator[None]:
+        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, mode)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _missing(digest: str) -> NotFoundError:
+    return NotFoundError(f"file {digest} is not in the store; put it first")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
