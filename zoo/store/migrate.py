@@ -6,6 +6,8 @@ imports point down, and the migrations import the tables from here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from alembic import command
@@ -13,9 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, inspect, text
 
-from zoo.errors import EnvironmentUnfitError
+from zoo.errors import EnvironmentUnfitError, InvalidInputError
 from zoo.store.database import translated
 from zoo.store.tables import Row
 
@@ -45,16 +48,22 @@ def current(connection: Connection) -> str | None:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring a database up to ``revision``, in one transaction and one process at a time."""
-    with translated(), engine.execution_options(writes=True).begin() as connection:
-        _lock(connection)
+    """Bring a database up to ``revision``, in one transaction and one process at a time.
+
+    Raises:
+        InvalidInputError: There is no such revision.
+    """
+    with _migrating(engine) as connection:
         command.upgrade(config(connection), revision)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Bring a database down to ``revision``, in one transaction; ``base`` removes all tables."""
-    with translated(), engine.execution_options(writes=True).begin() as connection:
-        _lock(connection)
+    """Bring a database down to ``revision``, in one transaction; ``base`` removes all tables.
+
+    Raises:
+        InvalidInputError: There is no such revision.
+    """
+    with _migrating(engine) as connection:
         command.downgrade(config(connection), revision)
 
 
@@ -79,8 +88,7 @@ def prepare(engine: Engine) -> None:
     if found == wanted:
         return
     if found is None:
-        with translated(), engine.execution_options(writes=True).begin() as connection:
-            _lock(connection)
+        with _migrating(engine) as connection:
             found = current(connection)
             if found is None:
                 _refuse_foreign(connection)
@@ -108,7 +116,15 @@ def _refuse_foreign(connection: Connection) -> None:
         )
 
 
-def _lock(connection: Connection) -> None:
-    # SQLite needs none: a writing transaction holds the one write lock from its start.
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection in a transaction that no other migration can enter."""
+    with translated(), engine.execution_options(writes=True).begin() as connection:
+        # SQLite's writing transaction holds the one write lock from its start.
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        try:
+            yield connection
+        except CommandError as error:
+            known = ", ".join(item.revision for item in _revisions())
+            raise InvalidInputError(f"{error}; known revisions: base, {known}, head") from error
