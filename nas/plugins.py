@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 
 from nas.data import DataSet, data_catalogue
 from nas.evaluation import Measure
-from nas.protocols import Evaluator, SearchMethod, SearchSpace
+from nas.pareto import Direction
+from nas.protocols import Evaluator, Limit, SearchMethod, SearchSpace
 from nas.training import Recipe
 from zoo.canonical import Json, plain
 from zoo.errors import BlockyardError, ConflictError, InvalidInputError, UnknownNameError
@@ -36,21 +37,6 @@ EVALUATORS = "blockyard.evaluators"
 _KINDS = {SPACES: "search space", METHODS: "search method", EVALUATORS: "evaluator"}
 _POSITIONAL = {SPACES: 0, METHODS: 1, EVALUATORS: 3}
 _GIVEN = frozenset({"seed", "device", "measure", "clock"})
-
-Direction = Literal["maximize", "minimize"]
-
-
-class Limit(Protocol):
-    """A bound on one metric; ``zoo.schemas.Limit`` is one."""
-
-    @property
-    def metric(self) -> str: ...
-
-    @property
-    def max(self) -> float | None: ...
-
-    @property
-    def min(self) -> float | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,19 @@ class StepReport:
         return self.step >= self.total
 
 
+class Limit(Protocol):
+    """A bound on one metric; ``zoo.schemas.Limit`` is one."""
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def max(self) -> float | None: ...
+
+    @property
+    def min(self) -> float | None: ...
+
+
 @runtime_checkable
 class SearchMethod(Protocol):
     """One search algorithm, advanced one step at a time by its caller."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nas.cost.analytic import cost
-from nas.protocols import SearchSpace
+from nas.protocols import Limit, SearchSpace
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, TensorSpec
 
@@ -19,19 +19,6 @@ class Latency(Protocol):
 
     @property
     def median_ms(self) -> float: ...
-
-
-class Limit(Protocol):
-    """A bound on one metric; ``zoo.schemas.Limit`` is one."""
-
-    @property
-    def metric(self) -> str: ...
-
-    @property
-    def max(self) -> float | None: ...
-
-    @property
-    def min(self) -> float | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
