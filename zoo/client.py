@@ -10,6 +10,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from zoo.errors import InvalidInputError, NotFoundError
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest
 from zoo.spec import Block, BlockSpec, Chain, Device, Profile
 from zoo.store.protocols import (
+    ApiKey,
     BlockQuery,
     BlockStore,
     ChainQuery,
@@ -29,6 +31,7 @@ from zoo.store.protocols import (
     Files,
     JobQuery,
     JobStore,
+    KeyStore,
     Page,
     WorkerInfo,
 )
@@ -55,6 +58,9 @@ class Backend(Protocol):
 
     @property
     def devices(self) -> DeviceStore: ...
+
+    @property
+    def keys(self) -> KeyStore: ...
 
     def close(self) -> None: ...
 
@@ -99,6 +105,11 @@ class Zoo:
     def close(self) -> None:
         """Release connections; the object cannot be used afterwards."""
         self._store.close()
+
+    @property
+    def files(self) -> Files:
+        """Weights and exported models by digest, verified whenever they are read."""
+        return self._store.files
 
     # Blocks and chains. Modules are ``torch.nn.Module``, typed Any to keep torch out.
 
@@ -314,6 +325,27 @@ class Zoo:
     def devices(self) -> tuple[Device, ...]:
         """Return every device that a worker ever announced."""
         return self._store.devices.devices()
+
+    # API keys of the server.
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        owner: str,
+        scopes: Sequence[str] = ("read",),
+        expires_at: datetime | None = None,
+    ) -> tuple[ApiKey, str]:
+        """Make an API key and return it with its secret, which is kept nowhere."""
+        return self._store.keys.create(name, owner=owner, scopes=scopes, expires_at=expires_at)
+
+    def keys(self) -> tuple[ApiKey, ...]:
+        """Return every API key, without its secret."""
+        return self._store.keys.keys()
+
+    def revoke_key(self, key_id: str) -> None:
+        """Revoke an API key for good."""
+        self._store.keys.revoke(key_id)
 
     def _find(self, ref: str) -> Chain | Block:
         for find in (self._store.blocks.chain, self._store.blocks.block):
