@@ -263,11 +263,11 @@ class Dispatcher:
             counted = self._finish(request, "failed")
         if not counted:
             return
-        if not isinstance(error, BlockyardError):
+        if isinstance(error, RunnerError) or not isinstance(error, BlockyardError):
             where = " + ".join(segment.key)
-            wrapped = RunnerError(f"segment {where} of model {request.plan.name} failed: {error}")
-            wrapped.__cause__ = error
-            error = wrapped
+            named = RunnerError(f"model {request.plan.name} failed in segment {where}: {error}")
+            named.__cause__ = error
+            error = named
         _fail(request, error)
 
     def _push(self, piece: Piece) -> None:
