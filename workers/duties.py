@@ -1,0 +1,394 @@
+"""What a trainer can be asked to do; every duty takes and returns JSON and bytes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+from nas.identity import network_signature
+from torch import nn
+
+from nas import checkpoint
+from nas.cost import cost, preview
+from nas.data import DataSet, load_dataset
+from nas.evaluation import Latency, describe, train_and_score
+from nas.plugins import MethodContext, make_method, make_space, space_of
+from nas.protocols import SearchMethod, SearchSpace, StepReport
+from nas.training import accuracy, train
+from serving.runners.measure import Timing, measure
+from serving.runners.onnx_export import export_onnx
+from serving.runners.onnx_runner import OnnxRunner
+from serving.runners.protocols import BlockRunner
+from serving.runners.torch_runner import TorchRunner
+from workers.wire import Message
+from zoo.builders import ChainModule, build_chain
+from zoo.errors import ConflictError, UnknownNameError
+from zoo.rng import derive_seed
+from zoo.schemas import Limit, Recipe
+from zoo.spec import Architecture, BlockSpec, TensorSpec
+from zoo.weights import pack, unpack
+
+SPLIT_SEED = 0
+"""Seed of every data set's splits: one for all jobs, so that no image on which one network
+trained is ever used to judge another, or a recombination of both."""
+
+TIMED_STEPS = 8
+"""Training steps from which a preview estimates a candidate's time."""
+
+Json = dict[str, Any]
+Blobs = tuple[bytes, ...]
+
+
+class Report(Protocol):
+    """Sends progress upwards."""
+
+    def __call__(self, *, done: int, total: int, message: str, **metrics: float) -> None: ...
+
+
+class Duties:
+    """The requests of one worker, one at a time; a gradient method lives here between them."""
+
+    def __init__(self, *, data_root: str | None, progress: Report) -> None:
+        self._root = Path(data_root) if data_root else None
+        self._report = progress
+        self._method: SearchMethod | None = None
+        self._load = lru_cache(maxsize=2)(self._load_uncached)
+
+    def perform(self, call: str, args: Mapping[str, Any], blobs: Blobs) -> Message:
+        """Do one duty.
+
+        Raises:
+            UnknownNameError: There is no such duty.
+        """
+        duties = {
+            "facts": self.facts,
+            "signature": self.signature,
+            "evaluator": self.evaluator,
+            "evaluate": self.evaluate,
+            "measure": self.measure,
+            "profile": self.profile,
+            "fit": self.fit,
+            "accuracy": self.accuracy,
+            "export": self.export,
+            "preview": self.preview,
+            "open": self.open,
+            "steps": self.steps,
+            "best": self.best,
+            "state": self.state,
+            "restore": self.restore,
+            "close": self.close,
+        }
+        if call not in duties:
+            raise UnknownNameError("trainer duty", call, duties)
+        return duties[call](dict(args), blobs)
+
+    def facts(self, args: Json, _: Blobs) -> Message:
+        """Describe a data set: what a card and an evaluation's key say of it."""
+        data = self._data(args)
+        return Message(
+            {
+                "kind": "facts",
+                "name": data.name,
+                "digest": data.digest,
+                "num_classes": data.num_classes,
+                "class_names": list(data.class_names),
+                "licence": data.licence,
+                "inputs": data.inputs.to_json(),
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "sizes": {name: len(getattr(data, name)) for name in ("train", "val", "test")},
+            }
+        )
+
+    def signature(self, args: Json, _: Blobs) -> Message:
+        """Hash what an architecture computes."""
+        space, architecture, data = self._candidate(args)
+        value = network_signature(
+            space, architecture, inputs=data.inputs, num_classes=data.num_classes
+        )
+        return Message({"kind": "signature", "signature": value})
+
+    def evaluator(self, args: Json, _: Blobs) -> Message:
+        """Describe an evaluator: all that determines its scores."""
+        described = describe(
+            self._data(args),
+            Recipe.model_validate(args["recipe"]),
+            seed=args["seed"],
+            device=torch.device(args["device"]),
+        )
+        return Message({"kind": "evaluator", "describe": described})
+
+    def evaluate(self, args: Json, _: Blobs) -> Message:
+        """Score one architecture; latency is the worker's to measure, and is not among it."""
+        started = time.monotonic()
+        space, architecture, data = self._candidate(args)
+        metrics = train_and_score(
+            space,
+            architecture,
+            data,
+            Recipe.model_validate(args["recipe"]),
+            seed=args["seed"],
+            device=torch.device(args["device"]),
+            progress=self._epochs,
+        )
+        cost_s = time.monotonic() - started
+        return Message({"kind": "evaluation", "metrics": metrics, "cost_s": cost_s})
+
+    def measure(self, args: Json, _: Blobs) -> Message:
+        """Time an architecture with fresh weights."""
+        space, architecture, data = self._candidate(args)
+        specs = space.blocks(architecture, inputs=data.inputs, num_classes=data.num_classes)
+        module = build_chain(specs, seed=0)
+        timing = self._time(module, specs, args["runtime"], args["batch"], args["device"], None)
+        return Message({"kind": "timing", **timing_json(timing)})
+
+    def profile(self, args: Json, blobs: Blobs) -> Message:
+        """Time a trained chain (or one block) in every runtime at every batch size.
+
+        ``blobs`` are the blocks' weights and, if ``onnx`` is set, the chain's ONNX file.
+        """
+        specs = [BlockSpec.from_json(item) for item in args["specs"]]
+        onnx = blobs[len(specs)] if args["onnx"] else None
+        module = _chain_of(specs, blobs)
+        if "onnx" in args["runtimes"] and onnx is None:
+            onnx = export_onnx(module, specs[0].inputs, specs[-1].outputs)
+        timings = [
+            {"runtime": runtime, "batch": batch, "precision": "float32"}
+            | timing_json(self._time(module, specs, runtime, batch, args["device"], onnx))
+            for runtime in args["runtimes"]
+            for batch in args["batches"]
+        ]
+        return Message({"kind": "timings", "timings": timings})
+
+    def fit(self, args: Json, _: Blobs) -> Message:
+        """Train an architecture to the end and return its blocks and its ONNX file.
+
+        The blobs are each block's weights, then the ONNX file.
+        """
+        space, architecture, data = self._candidate(args)
+        device = torch.device(args["device"])
+        recipe = Recipe.model_validate(args["recipe"])
+        specs = space.blocks(architecture, inputs=data.inputs, num_classes=data.num_classes)
+        module = build_chain(specs, seed=derive_seed(args["seed"], "weights"))
+        counted = cost(module, data.inputs).metrics()
+        result = train(
+            module, data, recipe, device=device, seed=args["seed"], progress=self._epochs
+        )
+        self._report(done=recipe.epochs, total=recipe.epochs, message="exporting")
+        on_device = data.to(device)
+        metrics = {
+            **counted,
+            "accuracy": accuracy(module, on_device, on_device.test),
+            "val_accuracy": accuracy(module, on_device, on_device.val),
+        }
+        module = module.cpu().eval()
+        onnx = export_onnx(module, specs[0].inputs, specs[-1].outputs)
+        head = {
+            "kind": "fitted",
+            "blocks": [block_json(spec, block) for spec, block in zip(specs, module, strict=True)],
+            "metrics": metrics,
+            "cost_s": result.cost_s,
+        }
+        return Message(head, (*(pack(block) for block in module), onnx))
+
+    def accuracy(self, args: Json, blobs: Blobs) -> Message:
+        """Score a chain on the splits named."""
+        specs = [BlockSpec.from_json(item) for item in args["specs"]]
+        device = torch.device(args["device"])
+        data = self._data(args).to(device)
+        module = _chain_of(specs, blobs).to(device)
+        scores = {name: accuracy(module, data, getattr(data, name)) for name in args["splits"]}
+        return Message({"kind": "accuracy", "scores": scores, "digest": data.digest})
+
+    def export(self, args: Json, blobs: Blobs) -> Message:
+        """Return a chain's ONNX file, checked against torch."""
+        specs = [BlockSpec.from_json(item) for item in args["specs"]]
+        onnx = export_onnx(_chain_of(specs, blobs), specs[0].inputs, specs[-1].outputs)
+        return Message({"kind": "exported"}, (onnx,))
+
+    def preview(self, args: Json, _: Blobs) -> Message:
+        """Describe what a search would span, and time a few epochs' worth of one candidate."""
+        space = make_space(args["space"]["name"], args["space"]["params"])
+        data = self._data(args)
+
+        def latency(architecture: Architecture) -> Latency:
+            specs = space.blocks(architecture, inputs=data.inputs, num_classes=data.num_classes)
+            module = build_chain(specs, seed=0)
+            timing = self._time(module, specs, args["runtime"], args["batch"], args["device"], None)
+            return Latency(median_ms=timing.median_ms, p95_ms=timing.p95_ms, device=args["device"])
+
+        found = preview(
+            space,
+            data.inputs,
+            data.num_classes,
+            latency,
+            args["samples"],
+            args["seed"],
+            limits=[Limit.model_validate(item) for item in args["limits"]],
+        )
+        head = {
+            "kind": "preview",
+            "size": found.size,
+            "cost": {name: asdict(spread) for name, spread in found.cost.items()},
+            "feasible": found.feasible,
+            "feasible_share": found.feasible_share,
+            "reason": found.reason,
+            "candidate_s": self._candidate_seconds(space, data, args),
+        }
+        return Message(head)
+
+    def _candidate_seconds(self, space: SearchSpace, data: DataSet, args: Json) -> float:
+        """Estimate a candidate's training time from the first steps of one."""
+        recipe = Recipe.model_validate(args["recipe"])
+        device = torch.device(args["device"])
+        architecture = space.sample(random.Random(args["seed"]))
+        moments: list[float] = []
+
+        def stop() -> bool:
+            moments.append(time.monotonic())
+            return len(moments) > TIMED_STEPS
+
+        module = space.build(architecture, inputs=data.inputs, num_classes=data.num_classes)
+        train(module, data, recipe, device=device, seed=args["seed"], should_stop=stop)
+        steps = [after - before for before, after in pairwise(moments)]
+        per_epoch = max(1, len(data.train) // recipe.batch_size)
+        return median(steps or [0.0]) * per_epoch * recipe.epochs
+
+    def open(self, args: Json, _: Blobs) -> Message:
+        """Build a method that trains; it stays here until ``close``."""
+        device = torch.device(args["device"])
+        space = make_space(args["space"]["name"], args["space"]["params"])
+        context = MethodContext(
+            space=space,
+            seed=args["seed"],
+            device=device,
+            data=self._data(args).to(device),
+            objectives=tuple(args["objectives"]),
+            limits=tuple(Limit.model_validate(item) for item in args["limits"]),
+        )
+        self._method = make_method(args["method"]["name"], args["method"]["params"], context)
+        return Message({"kind": "opened"})
+
+    def steps(self, args: Json, _: Blobs) -> Message:
+        """Step the method for about ``seconds``, at least once, at most to its end."""
+        method = self._opened()
+        started = time.monotonic()
+        count = 0
+        while True:
+            report = method.step()
+            count += 1
+            if report.done or time.monotonic() - started >= args["seconds"]:
+                return Message({"kind": "report", "count": count, **report_json(report)})
+
+    def best(self, args: Json, _: Blobs) -> Message:
+        found = self._opened().best(args["k"])
+        return Message({"kind": "best", "architectures": [item.to_json() for item in found]})
+
+    def state(self, _args: Json, _: Blobs) -> Message:
+        return Message({"kind": "state"}, (checkpoint.pack(self._opened().state_dict()),))
+
+    def restore(self, _args: Json, blobs: Blobs) -> Message:
+        self._opened().load_state_dict(checkpoint.unpack(blobs[0]))
+        return Message({"kind": "restored"})
+
+    def close(self, _args: Json, _: Blobs) -> Message:
+        """Forget the method and give its memory back."""
+        self._method = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return Message({"kind": "closed"})
+
+    def _opened(self) -> SearchMethod:
+        if self._method is None:
+            raise ConflictError("no method is open in this trainer; open one and restore its state")
+        return self._method
+
+    def _data(self, args: Json) -> DataSet:
+        return self._load(args["data"])
+
+    def _load_uncached(self, name: str) -> DataSet:
+        return load_dataset(name, root=self._root, seed=SPLIT_SEED)
+
+    def _candidate(self, args: Json) -> tuple[SearchSpace, Architecture, DataSet]:
+        architecture = Architecture.from_json(args["architecture"])
+        return space_of(architecture), architecture, self._data(args)
+
+    def _epochs(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self._report(done=done, total=total, message=f"epoch {done} of {total}", **metrics)
+
+    def _time(
+        self,
+        module: nn.Module,
+        specs: Sequence[BlockSpec],
+        runtime: str,
+        batch: int,
+        device: str,
+        onnx: bytes | None,
+    ) -> Timing:
+        inputs, outputs = specs[0].inputs, specs[-1].outputs
+        runner = _runner(module, inputs, outputs, runtime, device, onnx)
+        try:
+            return measure(runner, inputs, batch=batch)
+        finally:
+            runner.close()
+
+
+def timing_json(timing: Timing) -> Json:
+    """Return a timing as JSON."""
+    return {
+        "median_ms": timing.median_ms,
+        "p95_ms": timing.p95_ms,
+        "samples": list(timing.samples),
+        "peak_bytes": timing.peak_bytes,
+    }
+
+
+def block_json(spec: BlockSpec, module: nn.Module) -> Json:
+    """Return what a ``zoo.spec.Block`` says beside the digest of its weights."""
+    return {
+        "spec": spec.to_json(),
+        "num_params": sum(parameter.numel() for parameter in module.parameters()),
+        "size_bytes": sum(t.numel() * t.element_size() for t in module.state_dict().values()),
+        "signature": None,
+    }
+
+
+def report_json(report: StepReport) -> Json:
+    """Return what the worker needs of a step's report; methods that train score nothing."""
+    return {
+        "step": report.step,
+        "total": report.total,
+        "message": report.message,
+        "metrics": dict(report.metrics),
+    }
+
+
+def _runner(
+    module: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    runtime: str,
+    device: str,
+    onnx: bytes | None,
+) -> BlockRunner:
+    if runtime == "torch":
+        return TorchRunner(module, inputs, outputs, device=device)
+    if runtime == "onnx":
+        data = export_onnx(module, inputs, outputs) if onnx is None else onnx
+        return OnnxRunner(data, inputs, outputs, device=device)
+    raise UnknownNameError("runtime", runtime, ("torch", "onnx"))
+
+
+def _chain_of(specs: Sequence[BlockSpec], blobs: Blobs) -> ChainModule:
+    module = build_chain(specs, seed=0)
+    for block, blob in zip(module, blobs, strict=False):
+        block.load_state_dict(unpack(blob))
+    return module.eval()

@@ -1,0 +1,290 @@
+"""The search loop: step, record, checkpoint, look around; then the winners go to the zoo.
+
+A search has three phases: ``search``, ``baseline`` (equal-budget random search, if asked
+for) and ``winners``. A checkpoint holds the phase, the state of the methods and the
+number of the next candidate; everything else is on record in SQL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from nas import checkpoint
+from nas.pareto import front
+from nas.plugins import MethodContext, make_method, make_space, method_class
+from nas.protocols import SearchMethod, StepReport
+from workers.context import JobContext
+from workers.publish import Publisher
+from workers.remote_method import RemoteMethod
+from workers.scoring import Facts, Scorer, load_facts
+from workers.session import Stop
+from zoo.canonical import Json
+from zoo.errors import (
+    CorruptArtifactError,
+    InfeasibleError,
+    NotFoundError,
+    TrainerCrashError,
+    TrainerError,
+    TrainerTimeoutError,
+)
+from zoo.jobs import MAX_ATTEMPTS, Arm, CandidateState, JobKind
+from zoo.schemas import METRICS, SearchRequest, parse_request
+from zoo.spec import Architecture
+
+CHECKPOINT_SHARE = 0.05
+"""At most this share of the time goes into checkpoints; big ones are written less often."""
+
+SPARE_WINNERS = 2
+"""Next best ones, kept in case the training of a winner fails."""
+
+BASELINE_CAP = 10_000
+"""Candidates of a baseline whose budget is time."""
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds."""
+
+    phase: str = "search"
+    best: list[Any] | None = None
+    search: Any = None
+    baseline: Any = None
+    numbers: dict[str, int] = field(default_factory=lambda: {"search": 0, "baseline": 0})
+    spent_s: float = 0.0
+    steps: int = 0
+
+
+def run(context: JobContext) -> Mapping[str, Json]:
+    """Run a search to its end and return its result (see ``Job.result``).
+
+    Raises:
+        JobStoppedError: It was told to stop; the next run goes on from the checkpoint.
+        InfeasibleError: No candidate could be evaluated, or no winner trained.
+        TrainerError: A method that trains kept crashing.
+    """
+    request = cast(SearchRequest, parse_request(JobKind.SEARCH, context.job.spec))
+    return _Search(context, request, load_facts(context, request.data)).run()
+
+
+class _Search:
+    def __init__(self, context: JobContext, request: SearchRequest, facts: Facts) -> None:
+        self._context = context
+        self._session = context.session
+        self._request = request
+        self._facts = facts
+        self._space = make_space(request.space.name, request.space.params)
+        self._state = self._load()
+        self._scorers = {
+            arm: Scorer(context, request, arm=arm, next_number=self._state.numbers[arm])
+            for arm in (Arm.SEARCH, Arm.BASELINE)
+        }
+        self._trains = bool(getattr(method_class(request.method.name), "trains", False))
+        self._saved_at = time.monotonic()
+        self._interval = self._session.timing.checkpoint_s
+
+    def run(self) -> Mapping[str, Json]:
+        best = self._search()
+        if self._request.baseline:
+            self._baseline()
+        winners = self._publish(best)
+        result: dict[str, Json] = {
+            "front": self._front(Arm.SEARCH),
+            "winners": winners,
+            "savings": dict(self._context.store.jobs.savings(self._context.job.id)),
+        }
+        if self._request.baseline:
+            result["baseline_front"] = self._front(Arm.BASELINE)
+        return result
+
+    def _search(self) -> list[Architecture]:
+        """Drive the method to its end and return what it found, best first."""
+        if self._state.best is not None:
+            return [Architecture.from_json(item) for item in self._state.best]
+        method = self._method(Arm.SEARCH, self._request.method.name, self._request.method.params)
+        try:
+            if self._state.search is not None:
+                method.load_state_dict(self._state.search)
+            self._drive(method, Arm.SEARCH)
+            best = method.best(self._request.winners + SPARE_WINNERS)
+        finally:
+            if isinstance(method, RemoteMethod):
+                method.close()
+        if self._trains:
+            self._score_found(best[: self._request.winners])
+        if not best:
+            failed = next(
+                (c.reason for c in self._candidates(Arm.SEARCH) if c.reason), "no candidate"
+            )
+            raise InfeasibleError(f"no candidate could be evaluated; the first failed: {failed}")
+        self._state.best = [architecture.to_json() for architecture in best]
+        self._state.search = None
+        self._enter("baseline" if self._request.baseline else "winners")
+        return best
+
+    def _score_found(self, found: list[Architecture]) -> None:
+        """Score what a gradient method derived as any candidate, so that fronts compare."""
+        for architecture in found:
+            try:
+                self._scorers[Arm.SEARCH].evaluate(architecture)
+            except TrainerError as error:
+                self._session.log(f"a derived network failed: {error}", level="warning")
+
+    def _baseline(self) -> None:
+        """Random search with the candidates, or the device time, that the search had."""
+        if self._state.phase != "baseline":
+            return
+        count = BASELINE_CAP if self._trains else len(self._candidates(Arm.SEARCH))
+        method = self._method(Arm.BASELINE, "random", {"candidates": count})
+        if self._state.baseline is not None:
+            method.load_state_dict(self._state.baseline)
+        self._drive(method, Arm.BASELINE, budget_s=self._state.spent_s if self._trains else None)
+        self._state.baseline = None
+        self._enter("winners")
+
+    def _method(self, arm: Arm, name: str, params: Mapping[str, Any]) -> SearchMethod:
+        request = self._request
+        if arm is Arm.SEARCH and self._trains:
+            return RemoteMethod(self._context, request, step_s=self._session.timing.step_s)
+        method_context = MethodContext(
+            space=self._space,
+            seed=request.seed,
+            evaluator=self._scorers[arm],
+            objectives=request.objectives,
+            limits=request.limits,
+        )
+        return make_method(name, params, method_context)
+
+    def _drive(self, method: SearchMethod, arm: Arm, *, budget_s: float | None = None) -> None:
+        """Step until the method, or its budget of device time, is done."""
+        pace = _Pace()
+        faults = 0
+        while True:
+            if self._session.stop in (Stop.PAUSE, Stop.HAND_BACK):
+                self._save(method, arm)
+            self._session.check()
+            self._context.help()
+            started = time.monotonic()
+            try:
+                report = method.step()
+            except (TrainerCrashError, TrainerTimeoutError) as error:
+                faults += 1
+                self._recover(method, arm, error, faults)
+                continue
+            faults = 0
+            if arm is Arm.SEARCH:
+                self._state.spent_s += time.monotonic() - started
+            self._state.steps += 1
+            self._tell(report, arm, pace)
+            if report.done or (budget_s is not None and self._scorers[arm].spent_s >= budget_s):
+                return
+            if time.monotonic() - self._saved_at > self._interval:
+                self._save(method, arm)
+
+    def _recover(self, method: SearchMethod, arm: Arm, error: TrainerError, faults: int) -> None:
+        """Go on from the last checkpoint after a fault, unless it keeps coming back."""
+        if faults >= MAX_ATTEMPTS:
+            raise type(error)(f"{error} ({faults} times at the same step)") from error
+        self._session.log(f"{error}; going on from the last checkpoint", level="warning")
+        saved = self._state.search if arm is Arm.SEARCH else self._state.baseline
+        if isinstance(method, RemoteMethod):
+            method.reopen(saved)
+
+    def _tell(self, report: StepReport, arm: Arm, pace: _Pace) -> None:
+        phase = "search" if arm is Arm.SEARCH else "baseline"
+        self._session.progress(
+            step=report.step,
+            total=report.total,
+            message=report.message,
+            phase=phase,
+            eta_s=pace.eta_s(report.step, report.total),
+            metrics=report.metrics,
+        )
+
+    def _enter(self, phase: str) -> None:
+        self._state.phase = phase
+        self._write()
+
+    def _save(self, method: SearchMethod, arm: Arm) -> None:
+        started = time.monotonic()
+        if arm is Arm.SEARCH:
+            self._state.search = method.state_dict()
+        else:
+            self._state.baseline = method.state_dict()
+        self._write()
+        took = time.monotonic() - started
+        self._interval = max(self._session.timing.checkpoint_s, took / CHECKPOINT_SHARE)
+
+    def _write(self) -> None:
+        state = self._state
+        state.numbers = {str(arm): scorer.next_number for arm, scorer in self._scorers.items()}
+        digest = self._context.store.files.put(checkpoint.pack(vars(state)))
+        self._context.store.jobs.save_checkpoint(
+            self._context.job.id, self._session.token, digest, state.steps
+        )
+        self._saved_at = time.monotonic()
+
+    def _load(self) -> _State:
+        """Return the newest checkpoint that can be read, or a fresh start."""
+        for step, digest in self._context.store.jobs.checkpoints(self._context.job.id):
+            try:
+                state = _State(**checkpoint.unpack(self._context.store.files.get(digest)))
+            except (CorruptArtifactError, NotFoundError) as error:
+                self._session.log(f"checkpoint {step} is unusable: {error}", level="warning")
+                continue
+            self._session.log(f"resumed from the checkpoint after step {step}")
+            return state
+        return _State()
+
+    def _publish(self, best: list[Architecture]) -> list[Json]:
+        """Train and store the best; one whose training fails gives way to the next."""
+        publisher = Publisher(self._context, self._request, self._space, self._facts)
+        winners: list[Json] = []
+        failures = []
+        for architecture in best:
+            if len(winners) == self._request.winners:
+                break
+            number = len(winners)
+            try:
+                winners.append(publisher.publish(architecture, number))
+            except TrainerError as error:
+                failures.append(str(error))
+                self._session.log(f"a winner could not be trained: {error}", level="warning")
+        if not winners:
+            raise InfeasibleError(f"no winner could be trained: {failures[0]}")
+        return winners
+
+    def _front(self, arm: Arm) -> list[Json]:
+        """Return the numbers of the feasible candidates that none dominates."""
+        objectives = self._request.objectives
+        candidates = [
+            item
+            for item in self._candidates(arm)
+            if item.state is CandidateState.EVALUATED
+            and item.feasible
+            and all(name in item.metrics for name in objectives)
+        ]
+        points = [[item.metrics[name] for name in objectives] for item in candidates]
+        chosen = front(points, [METRICS[name] for name in objectives])
+        return [candidates[int(index)].number for index in chosen]
+
+    def _candidates(self, arm: Arm) -> tuple[Any, ...]:
+        return self._context.store.jobs.candidates(self._context.job.id, arm=arm)
+
+
+class _Pace:
+    """Estimates the time left from the steps of this run, recent ones counting more."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, int] | None = None
+        self._step_s: float | None = None
+
+    def eta_s(self, step: int, total: int) -> float | None:
+        now = time.monotonic()
+        if self._last is not None and step > self._last[1]:
+            each = (now - self._last[0]) / (step - self._last[1])
+            self._step_s = each if self._step_s is None else 0.8 * self._step_s + 0.2 * each
+        self._last = (now, step)
+        return None if self._step_s is None else self._step_s * max(0, total - step)

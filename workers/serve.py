@@ -1,0 +1,99 @@
+"""Put a server together: API, engine, the way to the workers, and maybe a worker and pages."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from serving.api import ApiSettings, create_app
+from serving.api import serve as serve_api
+from serving.engine import Engine, EngineLimits
+from serving.runners.devices import resolve
+from workers.embedded import EmbeddedWorker
+from workers.protocols import JobQueue
+from zoo.errors import InvalidInputError
+from zoo.store.protocols import Store
+
+PAGES = Path(__file__).parents[1] / "ui" / "app.py"
+
+STOP_PAGES_S = 10.0
+
+
+def serve(
+    store: Store,
+    settings: ApiSettings,
+    *,
+    broker: str | None,
+    with_worker: bool,
+    data_root: Path | None,
+    device: str = "auto",
+    pages_port: int | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain, hand the present job back, and return.
+
+    Args:
+        store: Stays the caller's to close.
+        settings: Address and limits.
+        broker: Redis URL on which workers are told of jobs.
+        with_worker: Run jobs in this process too.
+        data_root: Folder of data sets for that worker.
+        device: Where models are served.
+        pages_port: Start the pages there, beside the server.
+
+    Raises:
+        PortInUseError: The port is taken.
+        InvalidInputError: Pages were asked for beside a server on a random port.
+    """
+    if pages_port is not None and settings.port == 0:
+        raise InvalidInputError("the pages must know the server's port; give --port a number")
+    with ExitStack() as stack:
+        queue: JobQueue | None = None
+        if broker is not None:
+            queue = stack.enter_context(contextlib.closing(_celery_queue(broker, store)))
+        if with_worker:
+            worker = EmbeddedWorker(store, data_root=data_root)
+            stack.callback(worker.stop)
+            worker.start()
+            queue = queue or worker
+        engine = Engine(device=resolve(device), limits=EngineLimits())
+        stack.callback(engine.close)
+        if pages_port is not None:
+            stack.enter_context(_pages(settings, pages_port))
+        serve_api(create_app(settings, store, queue=queue, engine=engine), settings)
+
+
+def _celery_queue(broker: str, store: Store) -> JobQueue:
+    from workers.app import CeleryQueue  # only where there is a broker: Celery loads slowly
+
+    return CeleryQueue(broker, store)
+
+
+@contextlib.contextmanager
+def _pages(settings: ApiSettings, port: int) -> Iterator[None]:
+    """Run the pages as a process of their own while the server runs."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    options = {
+        "server.address": settings.host,
+        "server.port": str(port),
+        "server.headless": "true",
+        "browser.gatherUsageStats": "false",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    url = f"http://{host}:{settings.port}"
+    command = [sys.executable, "-m", "streamlit", "run", str(PAGES), *words, "--", "--url", url]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    sys.stdout.write(f"Pages on http://{host}:{port}\n")
+    sys.stdout.flush()
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_PAGES_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,257 @@
+"""One claimed job: its lease, its progress, and what somebody asked of it meanwhile."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from zoo.canonical import Json
+from zoo.errors import CapacityError, NotFoundError, StaleTokenError
+from zoo.jobs import Job, JobRequest
+from zoo.store.protocols import Store
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["shared", "exclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How often a worker does what, in seconds.
+
+    A lease outlives several missed heartbeats; a worker that died is noticed after
+    ``lease_s + reap_s`` at the latest. A request to cancel is seen within ``heartbeat_s``.
+    ``step_s`` is how long a gradient method runs between two looks at the world,
+    ``checkpoint_s`` how much of a search a kill may repeat.
+    """
+
+    lease_s: float = 30.0
+    heartbeat_s: float = 2.0
+    announce_s: float = 5.0
+    reap_s: float = 5.0
+    refill_s: float = 15.0
+    poll_s: float = 0.5
+    step_s: float = 1.0
+    checkpoint_s: float = 10.0
+    pause_grace_s: float = 5.0
+
+
+class Stop(enum.StrEnum):
+    """Why a job must let go before it is done."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    HAND_BACK = "hand back"
+    LOST = "lost"
+
+
+class JobStoppedError(Exception):
+    """Raised inside a job to unwind it; it is no failure and never reaches a user."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        super().__init__(stop)
+
+
+class Session:
+    """Keeps a claimed job's leases alive from a thread of its own, and carries its news.
+
+    The job's code calls ``check`` wherever it can stop; everything it writes goes through
+    the fencing token of its claim, so that a worker whose lease was taken over is refused.
+    """
+
+    def __init__(self, store: Store, job: Job, *, holder: str, timing: Timing) -> None:
+        self.store = store
+        self.job = job
+        self.token = job.token
+        self.holder = holder
+        self.timing = timing
+        self._stop: Stop | None = None
+        self._asked_at = 0.0
+        self._progress: dict[str, Json] = dict(job.progress)
+        self._fresh = False
+        self._claims: dict[str, int] = {}
+        self._devices: dict[str, Mode] = {}
+        self._lock = threading.Lock()
+        self._device_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{job.id}", daemon=True)
+
+    def __enter__(self) -> Session:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    @property
+    def stop(self) -> Stop | None:
+        """What the job was told, if it was told to stop."""
+        return self._stop
+
+    def ask(self, stop: Stop) -> None:
+        """Tell the job to stop; cancelling overrides pausing, losing overrides all."""
+        order = (None, Stop.HAND_BACK, Stop.PAUSE, Stop.CANCEL, Stop.LOST)
+        with self._lock:
+            if order.index(stop) > order.index(self._stop):
+                self._stop = stop
+                self._asked_at = time.monotonic()
+
+    def check(self) -> None:
+        """Raise ``JobStoppedError`` if the job was told to stop."""
+        if self._stop is not None:
+            raise JobStoppedError(self._stop)
+
+    def check_patiently(self) -> None:
+        """As ``check``, but let a step that can be checkpointed finish within the grace."""
+        patient = self._stop in (Stop.PAUSE, Stop.HAND_BACK)
+        if patient and time.monotonic() - self._asked_at < self.timing.pause_grace_s:
+            return
+        self.check()
+
+    def progress(
+        self,
+        *,
+        step: int,
+        total: int,
+        message: str,
+        phase: str,
+        eta_s: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Set what the job's page shows; it is stored with the next heartbeat."""
+        finite = {key: value for key, value in (metrics or {}).items() if math.isfinite(value)}
+        news: dict[str, Json] = {
+            "step": step,
+            "total": total,
+            "message": message,
+            "phase": phase,
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+        }
+        if finite:
+            news["metrics"] = dict(finite)
+        with self._lock:
+            self._progress = news
+            self._fresh = True
+        self._wake.set()
+
+    def log(
+        self,
+        message: str,
+        *,
+        level: Literal["info", "warning", "error"] = "info",
+        data: Mapping[str, Json] | None = None,
+    ) -> None:
+        """Add a line to the job's log."""
+        logger.info("%s: %s", self.job.id, message)
+        self.store.jobs.log(self.job.id, message, level=level, data=data)
+
+    @contextmanager
+    def claim(self, key: str, token: int) -> Iterator[None]:
+        """Keep the claim of an evaluation alive for the length of the block."""
+        with self._lock:
+            self._claims[key] = token
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claims.pop(key, None)
+
+    @contextmanager
+    def device(self, device: str, mode: Mode) -> Iterator[None]:
+        """Hold a device for the length of the block, waiting for it and looking out meanwhile."""
+        waited = 0.0
+        while not self.store.devices.acquire(
+            device, self.holder, mode, lease_s=self.timing.lease_s
+        ):
+            self.check()
+            waited += self.pause(min(self.timing.poll_s, 0.05 + waited))
+        with self._device_lock:
+            self._devices[device] = mode
+        try:
+            yield
+        finally:
+            # Under the lock, lest a heartbeat under way takes back what was just released.
+            with self._device_lock:
+                del self._devices[device]
+                self._try_release(device)
+
+    def pause(self, seconds: float) -> float:
+        """Sleep, but no longer than until the next look-out; return the seconds slept."""
+        started = time.monotonic()
+        deadline = started + seconds
+        while self._stop is None and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return time.monotonic() - started
+
+    def _try_release(self, device: str) -> None:
+        try:
+            self.store.devices.release(device, self.holder)
+        except (CapacityError, NotFoundError) as error:
+            logger.warning("device %s is released by its lease's end: %s", device, error)
+
+    def _beat(self) -> None:
+        last_success = time.monotonic()
+        while not self._closed:
+            started = time.monotonic()
+            try:
+                self._beat_once()
+                last_success = started
+            except (StaleTokenError, NotFoundError) as error:
+                logger.warning("%s", error)
+                self.ask(Stop.LOST)
+                return
+            except CapacityError as error:
+                logger.warning("heartbeat of %s failed: %s", self.job.id, error)
+                if started - last_success > self.timing.lease_s:
+                    self.ask(Stop.LOST)
+                    return
+            self._rest(started)
+
+    def _rest(self, started: float) -> None:
+        """Wait for the next beat; fresh progress brings it forward, though not much."""
+        heartbeat = self.timing.heartbeat_s
+        soonest = min(heartbeat, 0.5)
+        self._wake.wait(timeout=max(0.0, started + heartbeat - time.monotonic()))
+        self._wake.clear()
+        rest = started + soonest - time.monotonic()
+        if rest > 0 and not self._closed:
+            time.sleep(rest)
+
+    def _beat_once(self) -> None:
+        with self._lock:
+            progress = dict(self._progress) if self._fresh else None
+            self._fresh = False
+            claims = dict(self._claims)
+        asked = self.store.jobs.heartbeat(
+            self.job.id, self.token, lease_s=self.timing.lease_s, progress=progress
+        )
+        if asked is not None:
+            self.ask(Stop.CANCEL if asked is JobRequest.CANCEL else Stop.PAUSE)
+        with self._device_lock:
+            for device, mode in self._devices.items():
+                self.store.devices.acquire(device, self.holder, mode, lease_s=self.timing.lease_s)
+        for key, token in claims.items():
+            try:
+                self.store.evaluations.extend(key, token, lease_s=self.timing.lease_s)
+            except StaleTokenError as error:
+                logger.warning("%s", error)  # its result will be refused; the job itself goes on
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers among ``values``."""
+    return {
+        str(key): float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
