@@ -8,6 +8,7 @@ checkpoints belong to workers, which sit at the database.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -37,6 +38,8 @@ ATTEMPTS = 4
 PAUSE_S = 0.1
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT"})
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALL_BLOCKS = BlockQuery()
 _ALL_CHAINS = ChainQuery()
 _ALL_JOBS = JobQuery()
@@ -151,7 +154,7 @@ class HttpFiles:
         return digest
 
     def get(self, digest: str) -> bytes:
-        data = self._connection.send("GET", _path("files", digest)).content
+        data = self._connection.send("GET", _file(digest)).content
         if digest_of(data) != digest:
             raise errors.CorruptArtifactError(
                 f"file {digest} arrived with digest {digest_of(data)}; it was damaged on its way"
@@ -160,17 +163,17 @@ class HttpFiles:
 
     def has(self, digest: str) -> bool:
         try:
-            self._connection.send("HEAD", _path("files", digest))
+            self._connection.send("HEAD", _file(digest))
         except errors.NotFoundError:
             return False
         return True
 
     def size(self, digest: str) -> int:
-        answer = self._connection.send("HEAD", _path("files", digest))
+        answer = self._connection.send("HEAD", _file(digest))
         return int(answer.headers["Content-Length"])
 
     def delete(self, digest: str) -> None:
-        self._connection.send("DELETE", _path("files", digest))
+        self._connection.send("DELETE", _file(digest))
 
     def digests(self) -> Iterator[str]:
         yield from self._connection.json("GET", "/v1/files")
@@ -227,6 +230,10 @@ class HttpBlocks:
         return Page(items=tuple(map(Chain.from_json, data["items"])), next=data["next"])
 
     def set_alias(self, alias: str, chain_id: str) -> None:
+        if not _ALIAS.fullmatch(alias):
+            raise errors.InvalidInputError(
+                f"{alias!r:.200} is no alias; use up to 128 letters, digits, '.', '_' or '-'"
+            )
         self._connection.send("PUT", _path("aliases", alias), json={"chain": chain_id})
 
     def aliases(self) -> Mapping[str, str]:
@@ -277,7 +284,7 @@ class HttpJobs:
     ) -> Job:
         """Submit a job; ``owner`` is ignored, as the server takes it from the key."""
         body = {"kind": str(kind), "spec": plain(spec), "name": name, "device": device}
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else None
         data = self._connection.json("POST", "/v1/jobs", json=body, headers=headers)
         return Job.from_json(data)
 
@@ -360,6 +367,12 @@ def _path(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
+def _file(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise errors.InvalidInputError(f"{digest!r:.100} is not a sha256 digest of 64 hex digits")
+    return f"/v1/files/{digest}"
+
+
 def _params(
     query: BlockQuery | ChainQuery | JobQuery, *, limit: int, cursor: str | None
 ) -> dict[str, str]:
@@ -397,7 +410,10 @@ def _error_of(answer: httpx.Response) -> errors.BlockyardError:
         kind, message, details = body["type"], str(body["message"]), body.get("details") or {}
     except (ValueError, KeyError, TypeError):
         kind, message, details = "", answer.text[:500], {}
-    message = message or f"the server answered {answer.status_code} {answer.reason_phrase}"
+    message = message or (
+        f"the server answered {answer.status_code} {answer.reason_phrase} "
+        f"to {answer.request.method} {answer.request.url.path}"
+    )
     known = {cls.__name__: cls for cls in _tree(errors.BlockyardError)}
     cls = known.get(kind)
     if cls is errors.UnknownNameError and details:

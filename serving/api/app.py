@@ -23,7 +23,7 @@ from serving.api.models import Models
 from serving.api.schemas import ErrorAnswer
 from serving.api.settings import ApiSettings
 from serving.engine import Engine
-from zoo.errors import BlockyardError, InvalidInputError
+from zoo.errors import BlockyardError, InvalidInputError, NotFoundError
 from zoo.store.protocols import Store
 
 RESOURCES = (inference, jobs, blocks, files, system)
@@ -70,7 +70,6 @@ def create_app(
         metrics=metrics,
         authenticator=authenticator,
     )
-    app.router.routes.extend(inference.infer_routes())
     for resource in RESOURCES:
         app.include_router(resource.router)
     app.add_middleware(Gate, settings=settings, authenticator=authenticator, metrics=metrics)
@@ -93,8 +92,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        lines = "; ".join(_explained(item) for item in error.errors()[:20])
-        return error_response(InvalidInputError(lines), request.url.path)
+        found = error.errors()[:20]
+        lines = "; ".join(_explained(item) for item in found)
+        nowhere = request.method != "PUT" and all(item["loc"][0] == "path" for item in found)
+        kind = NotFoundError if nowhere else InvalidInputError
+        return error_response(kind(lines), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def unmatched(request: Request, error: HTTPException) -> Response:

@@ -19,7 +19,6 @@ from serving.api.context import (
     Ref,
     Word,
     clean,
-    own_job,
 )
 from serving.api.errors import json_response
 from serving.api.uploads import check_onnx, check_safetensors
@@ -69,8 +68,7 @@ def list_blocks(
 @router.post("/blocks", status_code=201, response_model=schemas.IdAnswer)
 def put_block(api: Api, caller: Caller, body: schemas.PutBlock) -> Response:
     """Add a block whose weights were uploaded to /v1/files; they must be safetensors."""
-    if body.job is not None:
-        own_job(api, caller, body.job)
+    check_job(api, caller, body.job)
     clean(body.spec.params, "spec.params")
     block = Block(
         spec=BlockSpec.from_json(body.spec.model_dump()),
@@ -129,8 +127,7 @@ def list_chains(
 @router.post("/chains", status_code=201, response_model=schemas.IdAnswer)
 def put_chain(api: Api, caller: Caller, body: schemas.PutChain) -> Response:
     """Add a chain of known blocks; a known chain takes the newer card."""
-    if body.job is not None:
-        own_job(api, caller, body.job)
+    check_job(api, caller, body.job)
     clean(body.card, "card")
     if body.onnx is not None:
         check_onnx(api.store.files.get(body.onnx))
@@ -211,7 +208,7 @@ def put_profile(api: Api, body: schemas.PutProfile) -> Response:
 def lineage(api: Api, caller: Caller, ref: Ref) -> Response:
     """Return what a block, chain or job was made from, and what was made from it."""
     if ref.startswith(JOB_PREFIX):
-        own_job(api, caller, ref)
+        check_job(api, caller, ref)
     return json_response([edge.to_json() for edge in api.store.blocks.lineage(ref)])
 
 
@@ -221,7 +218,7 @@ def add_lineage(api: Api, caller: Caller, body: schemas.PutEdges) -> Response:
     edges = [Edge.from_json(edge.model_dump()) for edge in body.edges]
     for job_id in {end for edge in edges for end in (edge.child, edge.parent)}:
         if job_id.startswith(JOB_PREFIX):
-            own_job(api, caller, job_id)
+            check_job(api, caller, job_id)
     api.store.blocks.add_edges(edges)
     return Response(status_code=204)
 

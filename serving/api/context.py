@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -24,7 +23,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NAME = r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,127}"
-_NAME = re.compile(NAME)
 _DIGEST = r"^[0-9a-f]{64}$"
 _CURSOR = r"^[\x21-\x7e]{1,512}$"
 MAX_DEPTH = 64
@@ -46,16 +44,6 @@ class Context:
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call something that blocks, such as the store, outside the event loop."""
         return await run_in_threadpool(function, *args, **kwargs)
-
-    def checked_name(self, name: str) -> str:
-        """Return ``name`` if it can be one of a model.
-
-        Raises:
-            InvalidInputError: It has other characters, or too many.
-        """
-        if not _NAME.fullmatch(name):
-            raise InvalidInputError(f"{name[:80]!r} is no name; use letters, digits, '_', '.', '-'")
-        return name
 
 
 async def _context(request: Request) -> Context:
@@ -93,6 +81,16 @@ def own_job(api: Context, caller: Principal, job_id: str) -> Job:
     if job.owner != caller.owner and not caller.admin:
         raise missing
     return job
+
+
+def check_job(api: Context, caller: Principal, ref: str | None) -> None:
+    """Refuse to tie something to another owner's job; an admin may name any.
+
+    Raises:
+        NotFoundError: ``ref`` is a job that the caller may not see, or none at all.
+    """
+    if ref is not None and not caller.admin:
+        own_job(api, caller, ref)
 
 
 def clean(value: object, where: str) -> Json:

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive
 from torch import Tensor
 
@@ -27,13 +26,32 @@ from serving.api.models import Model
 from serving.api.ports import Port
 from serving.api.settings import ApiSettings
 from serving.api.tensors import encode_response, parse_request
-from zoo.errors import InvalidInputError, NotReadyError, TooLargeError
+from zoo.errors import (
+    DeadlineExceededError,
+    InvalidInputError,
+    NotReadyError,
+    TooLargeError,
+)
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 PLATFORM = "blockyard_chain"
 CLIENT_CLOSED_REQUEST = 499
 PARSE_INLINE_BYTES = 64 * 1024
 """JSON bodies above this are parsed in a thread, so that the loop keeps answering others."""
+
+_SCHEMA = schemas.InferBody.model_json_schema(ref_template="#/components/schemas/{model}")
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {k: v for k, v in _SCHEMA.items() if k != "$defs"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+"""What the inference routes take, for the OpenAPI page: they read the raw body themselves,
+because theirs is the path whose cost every request pays."""
 
 router = APIRouter(prefix="/v2", tags=["KServe V2"])
 
@@ -121,17 +139,31 @@ async def unload_model(api: Api, name: Name) -> Response:
     return json_response({"name": name, "ready": False})
 
 
-async def infer(request: Request) -> Response:
-    """Run one batch through a model.
+@router.post("/models/{name}/infer", response_model=schemas.InferAnswer, openapi_extra=BODY)
+async def infer(request: Request, name: Name) -> Response:
+    """Run one batch through a model; tensors travel as JSON or as binary tensor data.
 
-    A plain route: parsing and answering are done here on the raw body, because this is
-    the path whose cost every request pays.
+    The deadline is the shortest of the header X-Request-Deadline-Ms, the parameter
+    ``timeout`` (microseconds) and the server's own. Leaving cancels the work.
     """
+    return await _infer(request, name, None)
+
+
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    response_model=schemas.InferAnswer,
+    openapi_extra=BODY,
+)
+async def infer_version(request: Request, name: Name, version: Name) -> Response:
+    """Run one batch through a model, if it has this version."""
+    return await _infer(request, name, version)
+
+
+async def _infer(request: Request, name: str, version: str | None) -> Response:
     api: Context = request.app.state.context
     headers = request.headers
-    name, version = request.path_params["name"], request.path_params.get("version")
     began = time.monotonic()
-    model = await api.models.find(api.checked_name(name), version)
+    model = await api.models.find(name, version)
     body = await _read(request, api.settings.max_infer_bytes)
     header_bytes = _header_length(headers.get("inference-header-content-length"))
     if (header_bytes or len(body)) > PARSE_INLINE_BYTES:
@@ -156,28 +188,26 @@ async def infer(request: Request) -> Response:
     )
 
 
-def infer_routes() -> list[Route]:
-    """Return the two inference routes, to be tried before all others."""
-    paths = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
-    return [Route(path, infer, methods=["POST"], include_in_schema=False) for path in paths]
-
-
 async def _run(
-    api: Context,
-    model: Model,
-    inputs: tuple[Tensor, ...],
-    request: Request,
-    *,
-    deadline: float,
+    api: Context, model: Model, inputs: tuple[Tensor, ...], request: Request, *, deadline: float
 ) -> tuple[Tensor, ...] | None:
-    """Wait for the engine; a client that leaves meanwhile cancels its work (None)."""
+    """Wait for the engine; a client that leaves meanwhile cancels its work (None).
+
+    Raises:
+        DeadlineExceededError: The deadline passed, in the queue or during the work.
+    """
     queued = await api.models.submit(
         model, inputs, deadline=deadline, tenant=request.scope["principal"].owner
     )
     answer = asyncio.wrap_future(queued)
     watcher = asyncio.create_task(_cancel_on_disconnect(request.receive, answer))
     try:
-        return await answer
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await answer
+    except TimeoutError as error:
+        raise DeadlineExceededError(
+            f"model {model.id} had no answer within the request's deadline"
+        ) from error
     except asyncio.CancelledError:
         if watcher.done():
             api.metrics.disconnected()
@@ -275,7 +305,7 @@ def _described(port: Port) -> dict[str, Any]:
         described["parameters"] = {
             "accepts": "UINT8",
             "normalization": "(x / 255 - mean) / std, done by the server for UINT8",
-            "mean": port.normalize.mean.flatten().tolist(),
-            "std": port.normalize.std.flatten().tolist(),
+            "mean": list(port.normalize.mean),
+            "std": list(port.normalize.std),
         }
     return described

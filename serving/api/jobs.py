@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query
+from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from serving.api import schemas
@@ -63,11 +63,13 @@ def submit_job(
 def submit_assembly(
     api: Api,
     caller: Caller,
-    body: Annotated[dict[str, Any], Body(json_schema_extra=AssembleRequest.model_json_schema())],
+    body: AssembleRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a job that assembles the zoo's best chain under limits."""
-    job = _submit(api, caller, JobKind.ASSEMBLE, body, idempotency_key=idempotency_key)
+    job = _submit(
+        api, caller, JobKind.ASSEMBLE, body.model_dump(mode="json"), idempotency_key=idempotency_key
+    )
     return json_response(job.to_json(), 202)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from serving.api.ports import Interface, interface
 from serving.engine import Engine, EngineBlock
+from serving.router import Router
 from zoo.errors import NotFoundError
 from zoo.spec import Chain
 from zoo.store.protocols import Store
 from zoo.weights import load_block
 
-REMEMBERED_NAMES = 4096
+REMEMBERED = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,9 @@ class Models:
         self._capacity = capacity
         self._ttl_s = name_ttl_s
         self._clock = clock
-        self._names: dict[str, tuple[Model, float]] = {}
+        self._router = Router(())
+        self._routes_expire = -math.inf
+        self._known: dict[str, tuple[Model, float]] = {}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -75,13 +79,14 @@ class Models:
             NotFoundError: No chain has the name, or it has another version; a model's
                 one version is the id of its chain.
         """
-        model, expires = self._names.get(name, (None, 0.0))
+        ref = await self._route(name)
+        model, expires = self._known.get(ref, (None, -math.inf))
         if model is None or self._clock() >= expires:
-            chain = await run_in_threadpool(self._store.blocks.chain, name)
+            chain = await run_in_threadpool(self._store.blocks.chain, ref)
             model = Model(chain=chain, ports=interface(chain.inputs, chain.outputs, chain.card))
-            if len(self._names) >= REMEMBERED_NAMES:
-                self._names.clear()
-            self._names[name] = (model, self._clock() + self._ttl_s)
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[ref] = (model, self._clock() + self._ttl_s)
         if version is not None and version != model.id:
             raise NotFoundError(f"model {name} has no version {version}; it is now {model.id}")
         return model
@@ -127,6 +132,17 @@ class Models:
             except NotFoundError:
                 self._loaded.pop(model.id, None)  # it left between loading and queueing
         raise NotFoundError(f"model {model.id} was unloaded while this request waited; send again")
+
+    async def _route(self, name: str) -> str:
+        """Return the chain id behind an alias; other names are left to the store."""
+        if self._clock() >= self._routes_expire:
+            aliases = await run_in_threadpool(self._store.blocks.aliases)
+            self._router = Router(set(aliases.values()), aliases)
+            self._routes_expire = self._clock() + self._ttl_s
+        try:
+            return self._router.route(name)
+        except NotFoundError:
+            return name
 
     async def _load(self, model: Model) -> None:
         blocks = await run_in_threadpool(self._blocks, model.chain)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,15 +32,23 @@ BINARY_ONLY = frozenset({"FP16", "BF16"})
 class Normalization:
     """How the images that a network was trained on were scaled: ``(x / 255 - mean) / std``.
 
-    ``mean`` and ``std`` are float32 tensors ``(channels, 1, 1)``.
+    ``mean`` and ``std`` hold one number a channel. It is computed as ``x * scale + bias``
+    in float32, the way the training data were, so that both give the same bits.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turn uint8 images ``(batch, channels, height, width)`` into float32."""
-        return images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        scale, bias = self._affine
+        return torch.addcmul(bias, images.to(torch.float32), scale)
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1)
+        return (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +99,15 @@ def _normalization(spec: TensorSpec, card: Mapping[str, Any]) -> Normalization |
     given = card.get("normalization")
     if not isinstance(given, Mapping) or spec.dtype != "float32" or len(spec.shape) != 3:
         return None
-    mean, std = (np.asarray(given.get(name), dtype=np.float32) for name in ("mean", "std"))
-    fits = mean.shape == std.shape == (spec.shape[0],) and bool((std > 0).all())
-    if not fits:
+    mean, std = (_numbers(given.get(name), count=spec.shape[0]) for name in ("mean", "std"))
+    if mean is None or std is None or min(std) <= 0:
         return None
-    return Normalization(
-        mean=torch.from_numpy(mean.reshape(-1, 1, 1)), std=torch.from_numpy(std.reshape(-1, 1, 1))
-    )
+    return Normalization(mean=mean, std=std)
+
+
+def _numbers(values: object, *, count: int | None) -> tuple[float, ...] | None:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        return None
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return tuple(float(value) for value in values)
