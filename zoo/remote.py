@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
-
-import httpx
 
 from zoo import errors
 from zoo.canonical import Json, plain
 from zoo.canonical import digest as digest_of
+from zoo.connection import Connection
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest
 from zoo.spec import Block, Chain, Device, Profile
 from zoo.store.protocols import (
@@ -33,10 +32,6 @@ from zoo.store.protocols import (
     Page,
     WorkerInfo,
 )
-
-ATTEMPTS = 4
-PAUSE_S = 0.1
-IDEMPOTENT = frozenset({"GET", "HEAD", "PUT"})
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -84,62 +79,6 @@ class HttpStore:
     def close(self) -> None:
         """Close the connections; the object cannot be used afterwards."""
         self._connection.close()
-
-
-class Connection:
-    """Sends requests, tries again where that is safe, and turns answers into errors."""
-
-    def __init__(
-        self, url: str, api_key: str | None, *, timeout_s: float, sleep: Callable[[float], None]
-    ) -> None:
-        self._url = url.rstrip("/")
-        self._sleep = sleep
-        try:
-            self._client = httpx.Client(
-                base_url=self._url,
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-                timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
-                trust_env=False,
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise errors.InvalidInputError(
-                f"{url!r:.200} is no address of a server ({error}); give http://host:port"
-            ) from error
-
-    def close(self) -> None:
-        self._client.close()
-
-    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request and return its good answer.
-
-        Raises:
-            BlockyardError: What the server refused it with, as the same class.
-            NotReadyError: No server answers.
-            DeadlineExceededError: The server was silent for too long.
-        """
-        attempts = ATTEMPTS if method in IDEMPOTENT else 1
-        for attempt in range(attempts):
-            try:
-                answer = self._client.request(method, path, **options)
-                break
-            except httpx.TimeoutException as error:
-                raise errors.DeadlineExceededError(
-                    f"{self._url} did not answer {method} {path} in time"
-                ) from error
-            except httpx.TransportError as error:
-                if attempt + 1 == attempts:
-                    raise errors.NotReadyError(
-                        f"no server answers at {self._url} ({error}); "
-                        "check the address, or start one with `blockyard serve`"
-                    ) from error
-                self._sleep(PAUSE_S * 2**attempt)
-        if not answer.is_success:
-            raise _error_of(answer)
-        return answer
-
-    def json(self, method: str, path: str, **options: Any) -> Any:
-        """Send a request and return the JSON of its answer."""
-        return self.send(method, path, **options).json()
 
 
 class HttpFiles:
@@ -382,48 +321,3 @@ def _params(
         for name, value in values.items()
         if value is not None
     }
-
-
-def _tree(root: type[errors.BlockyardError]) -> Iterator[type[errors.BlockyardError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
-
-
-_BY_STATUS: Mapping[int, type[errors.BlockyardError]] = {
-    401: errors.UnauthenticatedError,
-    403: errors.ForbiddenError,
-    404: errors.NotFoundError,
-    409: errors.ConflictError,
-    413: errors.TooLargeError,
-    502: errors.NotReadyError,
-    503: errors.NotReadyError,
-    504: errors.DeadlineExceededError,
-    507: errors.StorageFullError,
-}
-
-
-def _error_of(answer: httpx.Response) -> errors.BlockyardError:
-    """Return the error that an answer stands for: by its type if known, else by its status."""
-    try:
-        body = answer.json()["error"]
-        kind, message, details = body["type"], str(body["message"]), body.get("details") or {}
-    except (ValueError, KeyError, TypeError):
-        kind, message, details = "", answer.text[:500], {}
-    message = message or (
-        f"the server answered {answer.status_code} {answer.reason_phrase} "
-        f"to {answer.request.method} {answer.request.url.path}"
-    )
-    known = {cls.__name__: cls for cls in _tree(errors.BlockyardError)}
-    cls = known.get(kind)
-    if cls is errors.UnknownNameError and details:
-        return errors.UnknownNameError(details["kind"], details["name"], details["choices"])
-    if cls is errors.OverloadedError or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        wait_s = float(details.get("retry_after_s", 1.0))
-        return errors.OverloadedError(message, retry_after_s=wait_s)
-    if cls is errors.InfeasibleError:
-        return errors.InfeasibleError(message, nearest=details.get("nearest"))
-    if cls is None or cls is errors.UnknownNameError:
-        fallback = errors.InvalidInputError if answer.is_client_error else None
-        cls = _BY_STATUS.get(answer.status_code, fallback or errors.EnvironmentUnfitError)
-    return cls(message)

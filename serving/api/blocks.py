@@ -18,6 +18,7 @@ from serving.api.context import (
     Name,
     Ref,
     Word,
+    check_job,
     clean,
 )
 from serving.api.errors import json_response
