@@ -78,7 +78,10 @@ def make_app(broker: str, queues: Sequence[str] = (QUEUE,)) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={"visibility_timeout": VISIBILITY_S, "socket_keepalive": True},
-        task_queues=[Queue(name, durable=True) for name in queues],
+        task_queues=[
+            Queue(name, durable=True)  # type: ignore[no-untyped-call]
+            for name in queues
+        ],
         task_default_queue=QUEUE,
     )
     return app

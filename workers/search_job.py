@@ -177,7 +177,10 @@ class _Search:
             if arm is Arm.SEARCH:
                 self._state.spent_s += time.monotonic() - started
             self._state.steps += 1
-            self._tell(report, arm, pace)
+            if budget_s is None:
+                self._tell(report, arm, pace)
+            else:
+                self._tell_spent(report, arm, budget_s)
             if report.done or (budget_s is not None and self._scorers[arm].spent_s >= budget_s):
                 return
             if time.monotonic() - self._saved_at > self._interval:
@@ -200,6 +203,18 @@ class _Search:
             message=report.message,
             phase=phase,
             eta_s=pace.eta_s(report.step, report.total),
+            metrics=report.metrics,
+        )
+
+    def _tell_spent(self, report: StepReport, arm: Arm, budget_s: float) -> None:
+        """Report progress in seconds of the budget rather than in candidates."""
+        spent_s = min(self._scorers[arm].spent_s, budget_s)
+        self._session.progress(
+            step=round(spent_s),
+            total=round(budget_s),
+            message=report.message.replace(f" of {report.total}", ""),
+            phase="baseline",
+            eta_s=budget_s - spent_s,
             metrics=report.metrics,
         )
 

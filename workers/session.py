@@ -216,6 +216,11 @@ class Session:
                 if started - last_success > self.timing.lease_s:
                     self.ask(Stop.LOST)
                     return
+            except Exception:
+                # Whatever it is, an unattended lease must not outlive the belief in it.
+                logger.exception("heartbeat of %s failed", self.job.id)
+                self.ask(Stop.LOST)
+                return
             self._rest(started)
 
     def _rest(self, started: float) -> None:

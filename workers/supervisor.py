@@ -40,8 +40,22 @@ class Trainer:
     is gone when it has changed. Not for use by two threads at once.
     """
 
-    def __init__(self, *, data_root: Path | None = None, start_timeout_s: float = 180.0) -> None:
+    def __init__(
+        self,
+        *,
+        data_root: Path | None = None,
+        duties: str = "workers.duties",
+        start_timeout_s: float = 180.0,
+    ) -> None:
+        """Describe the process; ``start`` or the first ``call`` spawns it.
+
+        Args:
+            data_root: Folder of data sets.
+            duties: Module whose ``Duties`` answers the requests.
+            start_timeout_s: How long loading its libraries may take.
+        """
         self._data_root = data_root
+        self._duties = duties
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
@@ -72,7 +86,8 @@ class Trainer:
         self.generation += 1
         root = str(self._data_root) if self._data_root else None
         with contextlib.suppress(OSError):  # a trainer that died at once is reported by call()
-            send(ours, Message({"path": sys.path, "data_root": root}))
+            greeting = {"path": sys.path, "data_root": root, "duties": self._duties}
+            send(ours, Message(greeting))
 
     def call(
         self,

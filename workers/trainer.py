@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     try:
         greeting = receive(connection).head
         sys.path.extend(path for path in greeting["path"] if path not in sys.path)
-        duties = importlib.import_module("workers.duties").Duties(
+        duties = importlib.import_module(greeting["duties"]).Duties(
             data_root=greeting["data_root"], progress=Reporter(connection)
         )
         send(connection, Message({"kind": "ready"}))

@@ -148,6 +148,8 @@ class Worker:
             return _Ending(JobState.SUCCEEDED, result=run(context))
         except JobStoppedError as stopped:
             self._trainer.kill()
+            if not self._stopping:
+                self._trainer.start()
             return _STOPPED[stopped.stop]
         except StaleTokenError as error:
             logger.warning("%s", error)
@@ -187,6 +189,8 @@ class Worker:
                 time.sleep(self.timing.poll_s)
             else:
                 logger.info("%s: %s %s", job.id, job.state, job.reason or "")
+                if job.state is JobState.QUEUED and self._queue is not None:
+                    self._queue.send(job.id)
                 return job
 
     def _help(self) -> None:
