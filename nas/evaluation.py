@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -35,68 +35,63 @@ Measure = Callable[[Architecture], Latency]
 """Measures an untrained architecture where the job wants it to run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorContext:
+    """What an evaluator is given beside its own parameters, one for all candidates.
+
+    ``recipe`` is the training budget and ``device`` where to spend it. ``measure`` says
+    where and how latency is measured (None: somebody else adds it), ``target`` names
+    that (device, runtime, batch) for the evaluation's identity. ``progress`` hears of
+    every epoch; ``clock`` gives seconds that only go forward.
+    """
+
+    space: SearchSpace
+    data: DataSet
+    recipe: Recipe
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    measure: Measure | None = None
+    target: str = ""
+    progress: Progress | None = None
+    clock: Callable[[], float] = time.monotonic
+
+
 class TrainingEvaluator:
     """Trains an architecture for a fixed budget, scores it, counts and measures its cost.
 
     Metrics: ``accuracy`` on the validation split, ``flops``, ``num_params``,
-    ``size_bytes``, ``peak_bytes``, ``latency_ms`` and ``latency_p95_ms``.
+    ``size_bytes``, ``peak_bytes`` and, if there is a ``measure``, ``latency_ms`` and
+    ``latency_p95_ms``. Every candidate starts from the same seed, so that equal networks
+    score equally.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        data: DataSet,
-        recipe: Recipe,
-        *,
-        seed: int,
-        device: torch.device,
-        measure: Measure,
-        target: str = "",
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Keep what all candidates share.
-
-        Args:
-            space: Builds the candidates.
-            data: What to train on.
-            recipe: The budget.
-            seed: One for all candidates, so that equal networks score equally.
-            device: Where to train.
-            measure: Where and how latency is measured.
-            target: What ``measure`` measures on (device, runtime, batch), in words that
-                make it a part of the evaluation's identity.
-            clock: Seconds that only go forward.
-        """
-        self._space = space
-        self._data = data.to(device)
-        self._recipe = recipe
-        self._seed = seed
-        self._device = device
-        self._measure = measure
-        self._target = target
-        self._clock = clock
+    def __init__(self, context: EvaluatorContext) -> None:
+        self._context = context
+        self._data = context.data.to(context.device)
 
     def describe(self) -> dict[str, Json]:
-        return describe(self._data, self._recipe, seed=self._seed, device=self._device) | {
-            "target": self._target
-        }
+        context = self._context
+        described = describe(context.data, context.recipe, seed=context.seed, device=context.device)
+        return described | {"target": context.target}
 
     def evaluate(self, architecture: Architecture) -> Evaluation:
-        started = self._clock()
+        context = self._context
+        started = context.clock()
         metrics = train_and_score(
-            self._space,
+            context.space,
             architecture,
             self._data,
-            self._recipe,
-            seed=self._seed,
-            device=self._device,
+            context.recipe,
+            seed=context.seed,
+            device=context.device,
+            progress=context.progress,
         )
-        latency = self._measure(architecture)
-        return Evaluation(
-            metrics=metrics | {"latency_ms": latency.median_ms, "latency_p95_ms": latency.p95_ms},
-            cost_s=self._clock() - started,
-            device=latency.device,
-        )
+        device = None
+        if context.measure is not None:
+            latency = context.measure(architecture)
+            metrics |= {"latency_ms": latency.median_ms, "latency_p95_ms": latency.p95_ms}
+            device = latency.device
+        return Evaluation(metrics=metrics, cost_s=context.clock() - started, device=device)
 
 
 def describe(data: DataSet, recipe: Recipe, *, seed: int, device: torch.device) -> dict[str, Json]:

@@ -6,8 +6,8 @@ A user's own one is a class in a package whose metadata registers it:
     my-space = "my_package.my_space:MySpace"
 
 The groups are ``blockyard.spaces`` (constructed ``Cls(**params)``), ``blockyard.methods``
-(``Cls(context, **params)``) and ``blockyard.evaluators`` (``Cls(space, data, recipe, seed=…,
-device=…, measure=…, **params)``).
+(``Cls(context, **params)`` with a ``MethodContext``) and ``blockyard.evaluators``
+(``Cls(context, **params)`` with a ``nas.evaluation.EvaluatorContext``).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from nas.data import DataSet, data_catalogue
-from nas.evaluation import Measure
+from nas.evaluation import EvaluatorContext
 from nas.pareto import Direction
 from nas.protocols import Evaluator, Limit, SearchMethod, SearchSpace
-from nas.training import Recipe
 from zoo.canonical import Json, plain
 from zoo.errors import BlockyardError, ConflictError, InvalidInputError, UnknownNameError
 from zoo.spec import METRICS, Architecture
@@ -35,8 +34,6 @@ METHODS = "blockyard.methods"
 EVALUATORS = "blockyard.evaluators"
 
 _KINDS = {SPACES: "search space", METHODS: "search method", EVALUATORS: "evaluator"}
-_POSITIONAL = {SPACES: 0, METHODS: 1, EVALUATORS: 3}
-_GIVEN = frozenset({"seed", "device", "measure", "clock"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,24 +123,15 @@ def method_class(name: str) -> type:
 
 
 def make_evaluator(
-    name: str,
-    params: Mapping[str, Any] | None,
-    *,
-    space: SearchSpace,
-    data: DataSet,
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-    measure: Measure,
+    name: str, params: Mapping[str, Any] | None, context: EvaluatorContext
 ) -> Evaluator:
-    """Build the evaluator registered as ``name``.
+    """Build the evaluator registered as ``name`` on ``context``.
 
     Raises:
         UnknownNameError: No evaluator has the name.
         InvalidInputError: A parameter is unknown or refused, or the plug-in is broken.
     """
-    given = {"seed": seed, "device": device, "measure": measure}
-    return _construct(EVALUATORS, name, params or {}, space, data, recipe, **given)
+    return _construct(EVALUATORS, name, params or {}, context)
 
 
 def catalogue() -> dict[str, Json]:
@@ -192,9 +180,7 @@ def _load(group: str, name: str) -> type:
     return loaded
 
 
-def _construct(
-    group: str, name: str, params: Mapping[str, Any], *context: object, **given: object
-) -> Any:
+def _construct(group: str, name: str, params: Mapping[str, Any], *context: object) -> Any:
     cls = _load(group, name)
     legal = _parameters(group, cls)
     for param in params:
@@ -205,7 +191,7 @@ def _construct(
         raise InvalidInputError(f"{_KINDS[group]} {name!r} needs the parameter {missing[0]!r}")
     make: Callable[..., Any] = cls
     try:
-        return make(*context, **given, **params)
+        return make(*context, **params)
     except BlockyardError:
         raise
     except (TypeError, ValueError) as error:
@@ -216,12 +202,13 @@ def _construct(
 
 def _parameters(group: str, cls: type) -> dict[str, Any]:
     """Return name → default (``...`` if there is none) of what a user may set."""
-    parameters = list(inspect.signature(cls).parameters.values())[_POSITIONAL[group] :]
+    skip = 0 if group == SPACES else 1
+    parameters = list(inspect.signature(cls).parameters.values())[skip:]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {
         item.name: ... if item.default is inspect.Parameter.empty else item.default
         for item in parameters
-        if item.kind not in variadic and not (group == EVALUATORS and item.name in _GIVEN)
+        if item.kind not in variadic
     }
 
 

@@ -137,7 +137,9 @@ def train(
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive_seed(seed, "train", "modules"))
-            loss = _epochs(module.to(device), data, recipe, seed, progress, should_stop)
+            # Depthwise convolutions run several times faster with channels last.
+            module.to(device, memory_format=torch.channels_last)
+            loss = _epochs(module, data, recipe, seed, progress, should_stop)
         if loss is None:
             return TrainResult(metrics={}, cost_s=clock() - started, completed=False)
         scored = accuracy(module, data, data.val)
@@ -146,6 +148,8 @@ def train(
             f"{device} ran out of memory at batch size {recipe.batch_size}; "
             f"use a smaller one: {error}"
         ) from error
+    finally:
+        module.eval().to(memory_format=torch.contiguous_format)
     return TrainResult(metrics={"accuracy": scored, "loss": loss}, cost_s=clock() - started)
 
 
@@ -207,7 +211,8 @@ def _epochs(
             if recipe.augment:
                 inputs = data.augment(inputs, generator)
             rate = learning_rate(epoch * steps + step, recipe.epochs * steps, recipe.lr)
-            total += _step(module, optimizer, data.normalize(inputs), labels[chosen], recipe, rate)
+            inputs = data.normalize(inputs).contiguous(memory_format=torch.channels_last)
+            total += _step(module, optimizer, inputs, labels[chosen], recipe, rate)
         loss = float(total) / steps
         if not math.isfinite(loss):
             raise TrainerError(

@@ -24,6 +24,7 @@ import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isqrt
 from typing import Any, final
 
 import optuna
@@ -155,12 +156,12 @@ class Nsga2(OptunaSampling):
         Args:
             context: Space, evaluator, objectives, limits and seed.
             candidates: Budget, duplicates included.
-            population: Size of a generation; a quarter of the budget, 4 to 50, if None.
+            population: Size of a generation; the square root of the budget, at least 4, if None.
             crossover: Probability that a child has two parents.
             mutation: Probability that a variable is drawn anew; one in their number if None.
         """
         super().__init__(context, candidates)
-        self._population = min(50, max(4, candidates // 4)) if population is None else population
+        self._population = max(4, isqrt(candidates)) if population is None else population
         self._crossover = crossover
         self._mutation = mutation
         self._check()
@@ -193,7 +194,7 @@ class Tpe(OptunaSampling):
         self._check()
 
     def _sampler(self, seed: int) -> BaseSampler:
-        return TPESampler(n_startup_trials=self._startup, seed=seed)
+        return TPESampler(n_startup_trials=self._startup, multivariate=True, seed=seed)
 
 
 @contextmanager
