@@ -36,19 +36,45 @@ def of_this_machine() -> dict[str, list[Entry]]:
     Raises:
         EnvironmentUnfitError: The child failed; its last line says why.
     """
-    result = subprocess.run([sys.executable, "-c", _PRINT], capture_output=True, text=True)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        raise EnvironmentUnfitError(
-            f"the plug-ins installed here cannot be listed: {last}; "
-            "repair the installation, or start a worker and ask again"
-        )
-    # A plug-in may print while it is imported; the catalogue is the last line.
-    catalogue: dict[str, list[Entry]] = json.loads(result.stdout.strip().splitlines()[-1])
-    return catalogue
+    found: dict[str, list[Entry]] = json.loads(_ask(_PRINT))
+    return found
 
 
 def catalogue(zoo: Zoo) -> dict[str, list[Entry]]:
     """Return what live workers offer, or what is installed here where none lives."""
     live = of_workers(zoo)
     return live if any(live.values()) else of_this_machine()
+
+
+_SUMMARISE = """
+import json, sys, nas.plugins
+from zoo.spec import Architecture
+architecture = Architecture.from_json(json.load(sys.stdin))
+print(nas.plugins.space_of(architecture).summary(architecture))
+"""
+
+
+def summary_of(architecture: Mapping[str, Any]) -> str:
+    """Ask the search space, in a child process, how it writes an architecture.
+
+    Raises:
+        EnvironmentUnfitError: The space is not installed here or refuses it.
+    """
+    return _ask(_SUMMARISE, json.dumps(architecture))
+
+
+def _ask(code: str, text: str = "") -> str:
+    """Run a few lines of Python in a child process and return the last line it prints.
+
+    A plug-in may print while it is imported; the answer is the last line.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code], input=text, capture_output=True, text=True
+    )
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        raise EnvironmentUnfitError(
+            f"the plug-ins installed here did not answer: {last}; "
+            "repair the installation, or start a worker and ask again"
+        )
+    return result.stdout.strip().splitlines()[-1]

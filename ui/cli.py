@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from ui.commands import chain, job, key, plugins, process, search, store
+from ui.commands import chain, demo, job, key, plugins, process, search, store
 from ui.terminal import Group, Terminal, answer_options, connection_options
 from zoo.errors import BlockyardError, InvalidInputError
 
@@ -40,7 +40,7 @@ for command in (
     process.up,
     process.db,
     key.key,
-    process.demo,
+    demo.demo,
 ):
     cli.add_command(command)
 

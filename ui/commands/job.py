@@ -18,7 +18,6 @@ from ui.terminal import Group, Terminal, pass_terminal
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
-
     from zoo.jobs import Job
     from zoo.store.protocols import Event
 
@@ -243,13 +242,6 @@ def job_logs(terminal: Terminal, reference: str, following: bool, after: int) ->
 
 def _log_line(terminal: Terminal, event: Event) -> None:
     if terminal.json:
-        line: dict[str, Any] = {
-            "number": event.number,
-            "at": event.at.isoformat(),
-            "level": event.level,
-            "message": event.message,
-            "data": dict(event.data),
-        }
-        click.echo(json.dumps(line, ensure_ascii=False))
+        click.echo(json.dumps(event.to_json(), ensure_ascii=False))
     else:
         click.echo(f"{event.at:%H:%M:%S}  {event.level:<7}  {event.message}")

@@ -39,7 +39,7 @@ def key_create(
             name, owner=owner or name, scopes=scopes or ("read",), expires_at=until
         )
     if terminal.json:
-        terminal.answer({**_value(made), "secret": secret})
+        terminal.answer({**made.to_json(), "secret": secret})
         return
     click.echo(secret)
     terminal.say(f"key {made.id}, scopes {', '.join(made.scopes)}; it is not shown again")
@@ -64,7 +64,7 @@ def key_list(terminal: Terminal) -> None:
         for item in found
     ]
     columns = ("KEY", "NAME", "OWNER", "SCOPES", "CREATED", "STANDING")
-    terminal.table(columns, rows, values=[_value(item) for item in found])
+    terminal.table(columns, rows, values=[item.to_json() for item in found])
 
 
 @key.command("revoke")
@@ -84,18 +84,3 @@ def _standing(item: ApiKey, now: datetime) -> str:
     if item.expires_at:
         return "expired" if item.expires_at <= now else f"until {item.expires_at:%Y-%m-%d}"
     return "valid"
-
-
-def _value(item: ApiKey) -> dict[str, object]:
-    def when(moment: datetime | None) -> str | None:
-        return moment.isoformat() if moment else None
-
-    return {
-        "id": item.id,
-        "name": item.name,
-        "owner": item.owner,
-        "scopes": list(item.scopes),
-        "created_at": when(item.created_at),
-        "expires_at": when(item.expires_at),
-        "revoked_at": when(item.revoked_at),
-    }

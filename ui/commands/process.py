@@ -1,4 +1,4 @@
-"""``blockyard serve|worker|ui|up|demo`` and ``db``: processes that this one turns into.
+"""``blockyard serve|worker|ui|up`` and ``db``: processes that this one turns into.
 
 The command line must start at once, so it never imports what these need: it replaces
 itself by a Python that runs the module in question.
@@ -66,11 +66,12 @@ def worker(terminal: Terminal, broker: str | None) -> None:
 @host_option
 @port_option
 @broker_option
+@click.option("--ui", "pages", is_flag=True, help="Start the pages too.")
 @pass_terminal
-def up(terminal: Terminal, host: str, port: int, broker: str | None) -> None:
-    """Start server, worker and pages on this machine."""
+def up(terminal: Terminal, host: str, port: int, broker: str | None, pages: bool) -> None:
+    """Start server and worker on this machine, and the pages with --ui."""
     arguments = ["up", *_worker_options(terminal, broker), "--host", host, "--port", str(port)]
-    become("workers", arguments)
+    become("workers", [*arguments, *(["--ui"] if pages else [])])
 
 
 @click.command(cls=Command)
@@ -96,13 +97,6 @@ def ui(terminal: Terminal, host: str, port: int, browser: bool) -> None:
     become(
         "streamlit", ["run", str(page), *words, "--", "--url", connection.url, *files], environment
     )
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.pass_context
-def demo(context: click.Context) -> None:
-    """Run the main job on this machine: search, store, assemble, serve."""
-    become("workers", ["demo", *context.args])
 
 
 @click.group(cls=Group)

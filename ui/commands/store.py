@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ui.cards import accuracy
 from ui.formats import count, metric, short, size
 from ui.terminal import Group, Terminal, pass_terminal
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
-
     from zoo.spec import Block, Chain, Profile
 
 
@@ -104,13 +104,6 @@ def _list_chains(terminal: Terminal, store: Zoo, found: Sequence[Chain]) -> None
     )
 
 
-def accuracy(chain: Chain) -> float | None:
-    """Return the accuracy on the card of a chain, if it has one."""
-    metrics = chain.card.get("metrics")
-    value = metrics.get("accuracy") if isinstance(metrics, dict) else None
-    return float(value) if isinstance(value, int | float) else None
-
-
 @zoo.command("show")
 @click.argument("reference")
 @pass_terminal
@@ -137,7 +130,7 @@ def show_chain(terminal: Terminal, store: Zoo, chain: Chain) -> None:
     value = {
         **chain.to_json(),
         "profiles": [item.to_json() for item in profiles],
-        "lineage": _lineage(store, chain.id),
+        "lineage": [edge.to_json() for edge in store.lineage(chain.id)],
     }
     facts = {
         "chain": chain.id,
@@ -157,7 +150,7 @@ def _show_block(terminal: Terminal, store: Zoo, block: Block) -> None:
         **block.to_json(),
         "profiles": [item.to_json() for item in profiles],
         "chains": [item.id for item in used],
-        "lineage": _lineage(store, block.id),
+        "lineage": [edge.to_json() for edge in store.lineage(block.id)],
     }
     facts = {
         "block": block.id,
@@ -192,13 +185,6 @@ def _profile_facts(profiles: Sequence[Profile]) -> dict[str, str]:
     }
 
 
-def _lineage(store: Zoo, subject: str) -> list[dict[str, str]]:
-    return [
-        {"child": edge.child, "relation": edge.relation, "parent": edge.parent}
-        for edge in store.lineage(subject)
-    ]
-
-
 @zoo.command("verify")
 @pass_terminal
 def zoo_verify(terminal: Terminal) -> None:
@@ -222,18 +208,12 @@ def zoo_verify(terminal: Terminal) -> None:
 def zoo_gc(terminal: Terminal, dry_run: bool) -> None:
     """Delete blocks that no chain uses and files that nothing refers to."""
     with terminal.zoo() as store:
-        blocks, files = _numbers(store.gc(dry_run=True))
+        blocks, files = store.gc(dry_run=True)
         if not dry_run and (blocks or files):
             terminal.confirm(f"Delete {blocks} blocks and {files} files?")
-            blocks, files = _numbers(store.gc(dry_run=False))
+            blocks, files = store.gc(dry_run=False)
     verb = "would be deleted" if dry_run else "deleted"
     terminal.facts(
         {f"{blocks} blocks and {files} files {verb}": ""},
         value={"blocks": blocks, "files": files, "deleted": not dry_run},
     )
-
-
-def _numbers(found: Any) -> tuple[int, int]:
-    """Return how many blocks and files, whether they were listed or counted."""
-    blocks, files = (len(item) if isinstance(item, Sequence) else int(item) for item in found)
-    return blocks, files

@@ -1,0 +1,113 @@
+"""One candidate: its architecture, metrics, origin, and for winners the trained model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import streamlit as st
+
+from ui.catalogue import summary_of
+from ui.formats import duration, label, metric, short
+from ui.pages.job import candidates_of
+from ui.parts import blocks_of, lineage_of, load_and_download, profiles_of
+from ui.series import Row
+from ui.site import Site, job_title
+
+
+def draw(site: Site) -> None:
+    """Draw the page of the candidate that the address names."""
+    query = st.query_params
+    job_id, arm = query.get("job"), query.get("arm", "search")
+    number = query.get("number", "")
+    if not job_id or not number.isdecimal():
+        st.info("No candidate is chosen.", icon=":material/info:")
+        site.link("jobs", "All jobs", icon=":material/list:")
+        return
+    job = site.zoo.job(job_id)
+    found = [
+        row
+        for row in candidates_of(site, job)
+        if row["arm"] == arm and row["number"] == int(number)
+    ]
+    site.link("job", job_title(job), icon=":material/arrow_back:", job=job_id)
+    if not found:
+        st.error(f"This job has no candidate {number} in its {arm} arm.")
+        return
+    row = found[0]
+    st.header(f"Candidate {number}", anchor=False)
+    with st.container(horizontal=True):
+        _badges(row)
+    if row["reason"]:
+        st.error(row["reason"], icon=":material/error:")
+    _metrics(row)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _architecture(row)
+    with right:
+        _origin(site, row)
+    if row["chain"]:
+        _model(site, str(row["chain"]))
+
+
+def _badges(row: Row) -> None:
+    colours: Any = {"evaluated": "green", "failed": "red", "running": "blue"}
+    st.badge(row["state"], color=colours[row["state"]])
+    st.badge(row["arm"], color="violet" if row["arm"] == "winner" else "gray")
+    if not row["feasible"]:
+        st.badge("outside the limits", color="orange")
+    if row["reused_from"]:
+        st.badge("reused", color="blue")
+
+
+def _metrics(row: Row) -> None:
+    if row["metrics"]:
+        for column, (name, value) in zip(
+            st.columns(len(row["metrics"])), row["metrics"].items(), strict=True
+        ):
+            column.metric(label(name), metric(name, value), border=True)
+
+
+def _architecture(row: Row) -> None:
+    st.subheader("Architecture", anchor=False)
+    architecture: dict[str, Any] = dict(row["architecture"])
+    space = architecture.get("space") or {}
+    st.caption(f"space {space.get('name')} · id {short(row['architecture_id'])}")
+    if st.toggle("Write it as a genotype", help="Asks the search space; takes a few seconds."):
+        st.code(_summary(json.dumps(architecture)), language=None, wrap_lines=True)
+    st.code(json.dumps(architecture), language="json", wrap_lines=True)
+
+
+@st.cache_data(max_entries=500, show_spinner="Asking the search space…")
+def _summary(architecture: str) -> str:
+    return summary_of(json.loads(architecture))
+
+
+def _origin(site: Site, row: Row) -> None:
+    st.subheader("Origin", anchor=False)
+    if row["reused_from"]:
+        st.write(f"The evaluation was reused, which saved {duration(row['saved_s'])}.")
+        site.link(
+            "job",
+            f"evaluated by {short(row['reused_from'])}",
+            icon=":material/recycling:",
+            job=row["reused_from"],
+        )
+    elif row["state"] == "evaluated":
+        st.write(f"Evaluated by this job in {duration(row['cost_s'])} of device time.")
+    if row["attempt"] > 1:
+        st.write(f"It took {row['attempt']} attempts.")
+    if row["signature"]:
+        st.caption("Candidates that compute the same share this signature:")
+        st.code(row["signature"], language=None, wrap_lines=True)
+
+
+def _model(site: Site, chain_id: str) -> None:
+    chain = site.zoo.chain(chain_id)
+    st.divider()
+    st.header("Trained model", anchor=False)
+    site.link("chains", f"chain {short(chain.id)}", icon=":material/link:", chain=chain.id)
+    load_and_download(site, chain)
+    blocks_of(site, chain)
+    profiles_of(site, chain.id)
+    lineage_of(site, chain.id)

@@ -1,0 +1,203 @@
+"""A new search: what to search, a preview of its cost, and the same as a command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from ui.catalogue import Entry
+from ui.formats import count, duration, label, metric
+from ui.request_text import limit, search_command, value
+from ui.site import Site
+from zoo.errors import BlockyardError, InvalidInputError
+from zoo.jobs import JobKind
+from zoo.schemas import METRICS, parse_request
+
+PREVIEW_TIMEOUT_S = 300.0
+
+
+def draw(site: Site) -> None:
+    """Draw the page."""
+    st.title("New search")
+    form, summary = st.columns([3, 2], gap="large")
+    with form:
+        name, spec, problem = _form(site)
+    with summary:
+        _summary(site, name, spec, problem)
+
+
+def _form(site: Site) -> tuple[str, dict[str, Any], str | None]:
+    """Draw the form; return the job's name, the request and what is wrong with it."""
+    known = site.catalogue()
+    spec: dict[str, Any] = {}
+    problem = None
+    name = st.text_input("Name", placeholder="optional", key="name")
+    with st.container(border=True):
+        st.subheader("What is searched", anchor=False)
+        spec["space"] = _choice("Search space", known["spaces"], key="space")
+        spec["method"] = _choice("Method", known["methods"], key="method")
+        names = [entry["name"] for entry in known["data"]]
+        spec["data"] = st.selectbox(
+            "Data",
+            names,
+            key="data",
+            accept_new_options=True,
+            help="Your own data: folder:PATH or npz:PATH, on the machine of the worker.",
+        )
+    with st.container(border=True):
+        st.subheader("What is wanted", anchor=False)
+        spec["objectives"] = st.multiselect(
+            "Objectives",
+            list(METRICS),
+            default=["accuracy", "latency_ms"],
+            format_func=lambda item: f"{METRICS[item]} {label(item)}",
+            key="objectives",
+        )
+        text = st.text_area(
+            "Limits, one a line",
+            key="limits",
+            height=88,
+            placeholder="latency_ms<=3\naccuracy>=0.9",
+            help=f"Metrics: {', '.join(METRICS)}. Candidates outside are infeasible.",
+        )
+        try:
+            spec["limits"] = [limit(line) for line in text.splitlines() if line.strip()]
+        except InvalidInputError as error:
+            problem = str(error)
+        left, middle, right = st.columns(3)
+        devices = ["auto", *dict.fromkeys(device.name for device in site.zoo.devices())]
+        spec["device"] = left.selectbox("Latency measured on", devices, key="device")
+        spec["runtime"] = middle.selectbox("with", ["torch", "onnx"], key="runtime")
+        spec["batch"] = int(right.number_input("at batch size", min_value=1, value=1, key="batch"))
+    with st.container(border=True):
+        st.subheader("Budget", anchor=False)
+        spec |= _budget()
+    return name or "", spec, problem
+
+
+def _choice(title: str, entries: Sequence[Entry], *, key: str) -> dict[str, Any]:
+    """Draw a plug-in's choice and its settings; only those changed enter the request."""
+    names = [entry["name"] for entry in entries]
+    chosen = st.selectbox(title, names, key=key)
+    entry = next((entry for entry in entries if entry["name"] == chosen), None)
+    if entry is None:
+        return {"name": chosen or ""}
+    if entry.get("summary"):
+        st.caption(entry["summary"])
+    params = {}
+    if entry.get("params"):
+        with st.expander(f"Settings of {chosen}"):
+            for name, default in entry["params"].items():
+                setting = _setting(name, default, key=f"{key}-{chosen}-{name}")
+                if setting != default:
+                    params[name] = setting
+    return {"name": chosen, "params": params} if params else {"name": chosen}
+
+
+def _setting(name: str, default: object, *, key: str) -> object:
+    """Draw a field that fits the type of a setting's default."""
+    if isinstance(default, bool):
+        return st.toggle(name, value=default, key=key)
+    if isinstance(default, int):
+        return int(st.number_input(name, value=default, step=1, key=key))
+    if isinstance(default, float):
+        return float(st.number_input(name, value=default, format="%g", key=key))
+    if isinstance(default, list) and all(isinstance(item, str) for item in default):
+        return st.multiselect(name, default, default=default, key=key)
+    text = st.text_input(name, value=json.dumps(default) if default is not None else "", key=key)
+    return value(text) if text else None
+
+
+def _budget() -> dict[str, Any]:
+    spec: dict[str, Any] = {}
+    columns = st.columns(4)
+    epochs = columns[0].number_input("Epochs a candidate", min_value=1, value=3, key="epochs")
+    final = columns[1].number_input("Epochs a winner", min_value=1, value=12, key="final")
+    winners = columns[2].number_input("Winners", min_value=1, value=1, key="winners")
+    seed = columns[3].number_input("Seed", min_value=0, value=0, key="seed")
+    spec["recipe"] = {"epochs": int(epochs)}
+    spec["final_recipe"] = {"epochs": int(final)}
+    spec["winners"] = int(winners)
+    spec["seed"] = int(seed)
+    spec["baseline"] = st.toggle(
+        "Random search beside it, with an equal budget", value=True, key="with-baseline"
+    )
+    spec["reuse"] = st.toggle(
+        "Reuse evaluations of candidates that compute the same", value=True, key="reuse"
+    )
+    return spec
+
+
+def _summary(site: Site, name: str, spec: dict[str, Any], problem: str | None) -> None:
+    """Draw the request as a command line and JSON, its preview, and the submit button."""
+    if problem is None:
+        try:
+            checked = parse_request(JobKind.SEARCH, spec).model_dump(mode="json")
+        except InvalidInputError as error:
+            problem = str(error)
+    if problem is not None:
+        st.error(problem, icon=":material/error:")
+        return
+    with st.container(horizontal=True):
+        preview = st.button("Preview the cost", icon=":material/calculate:")
+        submit = st.button("Submit the search", type="primary", icon=":material/play_arrow:")
+    if submit:
+        job = site.zoo.submit(JobKind.SEARCH, checked, name=name)
+        site.go("job", job=job.id)
+    text = json.dumps(checked, sort_keys=True)
+    if preview:
+        _ask(site, spec, text)
+    result = st.session_state.get("preview", {})
+    if result.get("of") == text:
+        _preview(result["result"], spec)
+    elif result:
+        st.caption("The request changed; preview it again to see its cost.")
+    st.subheader("The same from the command line", anchor=False)
+    named = f" --name {json.dumps(name)}" if name else ""
+    st.code(search_command(spec) + named, language="bash", wrap_lines=True)
+    with st.expander("As JSON, for --spec or the API"):
+        st.code(json.dumps(spec, indent=2), language="json")
+
+
+def _ask(site: Site, spec: dict[str, Any], text: str) -> None:
+    """Run a preview job and keep its answer for as long as the request stays the same."""
+    with st.spinner("A worker looks at the space and measures a few candidates…"):
+        try:
+            job = site.zoo.submit(JobKind.PREVIEW, {"search": spec})
+            done = site.zoo.wait(job.id, timeout_s=PREVIEW_TIMEOUT_S)
+        except BlockyardError as error:
+            st.error(str(error), icon=":material/error:")
+            return
+    st.session_state["preview"] = {"of": text, "result": dict(done.result or {})}
+
+
+def _preview(result: dict[str, Any], spec: dict[str, Any]) -> None:
+    with st.container(border=True):
+        if result.get("feasible"):
+            st.success("The limits can be met.", icon=":material/check:")
+        else:
+            st.warning(
+                f"The limits cannot be met: {result.get('reason')}", icon=":material/warning:"
+            )
+        left, right = st.columns(2)
+        if result.get("size") is not None:
+            left.metric("Architectures in the space", count(float(result["size"])))
+        each = result.get("candidate_s")
+        if each is not None:
+            number = (spec["method"].get("params") or {}).get("candidates")
+            total = f"{duration(each * number)} for {number}" if number else None
+            right.metric(
+                "One candidate takes", duration(each), total, delta_color="off", delta_arrow="off"
+            )
+        rows = [
+            {
+                "cost": label(name),
+                **{key: metric(name, cost[key]) for key in ("min", "median", "max")},
+            }
+            for name, cost in (result.get("cost") or {}).items()
+        ]
+        if rows:
+            st.dataframe(rows, hide_index=True)

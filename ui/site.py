@@ -1,0 +1,94 @@
+"""What every page works with: the connection, links to the other pages, and small parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from ui.catalogue import Entry, catalogue
+from ui.connection import Connection
+
+if TYPE_CHECKING:
+    from streamlit.navigation.page import Page
+
+    from zoo.client import Zoo
+    from zoo.jobs import Job
+
+STATE_COLOURS: Mapping[str, Any] = {
+    "queued": "gray",
+    "running": "blue",
+    "paused": "orange",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "gray",
+}
+STATE_ICONS = {
+    "queued": ":material/schedule:",
+    "running": ":material/play_arrow:",
+    "paused": ":material/pause:",
+    "succeeded": ":material/check:",
+    "failed": ":material/error:",
+    "cancelled": ":material/close:",
+}
+
+
+@st.cache_resource(show_spinner="Connecting…")
+def connect(connection: Connection) -> Zoo:
+    """Open one connection for all tabs; stores and servers are safe to use from threads."""
+    return connection.open()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The connection and the pages, by name."""
+
+    connection: Connection
+    pages: dict[str, Page] = field(default_factory=dict)
+
+    @property
+    def zoo(self) -> Zoo:
+        return connect(self.connection)
+
+    def link(self, page: str, label: str, *, icon: str | None = None, **query: str) -> None:
+        """Draw a link to another page that keeps its place in its address."""
+        st.page_link(self.pages[page], label=label, icon=icon, query_params=query)
+
+    def go(self, page: str, **query: str) -> None:
+        """Leave for another page."""
+        st.switch_page(self.pages[page], query_params=query)
+
+    def job_link(self, job: Job, *, icon: str | None = None) -> None:
+        """Draw a link to a job's page under its name, or its short id."""
+        self.link("job", job_title(job), icon=icon, job=job.id)
+
+    def catalogue(self) -> dict[str, list[Entry]]:
+        """Return what can be searched, asked at most once a minute."""
+        return known_catalogue(self.connection)
+
+
+@st.cache_data(ttl=60, show_spinner="Asking what can be searched…")
+def known_catalogue(connection: Connection) -> dict[str, list[Entry]]:
+    """Return the catalogue of the workers behind a connection."""
+    return catalogue(connect(connection))
+
+
+def job_title(job: Job) -> str:
+    """Return what a job is called on the pages."""
+    return job.name or job.id[:12]
+
+
+def state_badge(state: str) -> None:
+    """Show a job's state as a coloured badge."""
+    st.badge(state, color=STATE_COLOURS[state], icon=STATE_ICONS[state])
+
+
+def choose(
+    label: str, options: Sequence[str], *, key: str, default: str | None = None, **settings: Any
+) -> str:
+    """Draw a select box whose choice stands in the page's address."""
+    index = options.index(default) if default in options else 0
+    chosen = st.selectbox(label, options, index=index, key=key, bind="query-params", **settings)
+    return str(chosen)
