@@ -45,7 +45,7 @@ class ReluConvBn(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width by two strided 1x1 convolutions, the second one pixel further.
+    """Halves height and width by two 1x1 convolutions, one on even pixels, one on odd ones.
 
     Raises:
         InvalidInputError: ``out_chans`` is odd.
@@ -59,15 +59,19 @@ class FactorizedReduce(nn.Module):
                 "choose an even width"
             )
         self.relu = nn.ReLU()
-        self.conv_1 = nn.Conv2d(in_chans, out_chans // 2, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(in_chans, out_chans // 2, 1, stride=2, bias=False)
+        self.conv_1 = nn.Conv2d(in_chans, out_chans // 2, 1, bias=False)
+        self.conv_2 = nn.Conv2d(in_chans, out_chans // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_chans, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Sliced, not strided: oneDNN 3.12's strided 1x1 convolution, run by several threads
+        # on few channels-last channels and an odd batch, writes outside its memory.
         x = self.relu(x)
         odd_height, odd_width = x.shape[2] % 2, x.shape[3] % 2
-        shifted = F.pad(x, (0, odd_width, 0, odd_height)) if odd_height or odd_width else x
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted[:, :, 1:, 1:])], dim=1))
+        shifted = x[:, :, 1::2, 1::2]
+        if odd_height or odd_width:
+            shifted = F.pad(shifted, (0, odd_width, 0, odd_height))
+        return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(shifted)], dim=1))
 
 
 class DilConv(nn.Sequential):
