@@ -1,4 +1,4 @@
-"""The engine's thread: takes batches from the queues, runs them, answers and hands on."""
+"""The engine's threads: take batches from the queues, run them, answer and hand on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MIN_SWEEP = 4096
 
 
 class Dispatcher:
-    """Owns the queues' lock and the one thread that computes.
+    """Owns the queues' lock and the threads that compute, its lanes.
 
     The lock guards queues, requests and counters; it is never held while a batch runs or
     while a future is resolved, so callbacks of futures may call the engine.
@@ -39,6 +39,7 @@ class Dispatcher:
         limits: EngineLimits,
         virtual: VirtualTime,
         clock: Callable[[], float],
+        lanes: int,
     ) -> None:
         self._residents = residents
         self._limits = limits
@@ -54,12 +55,17 @@ class Dispatcher:
         self._throughput = Throughput()
         self._counts: Counter[str] = Counter()
         self._ready: dict[SegmentQueue[Piece], Segment] = {}
-        self._running: Segment | None = None
+        self._running: Counter[tuple[str, ...]] = Counter()
         self._draining = False
         self._closed: str | None = None
         self._sweep_at = _MIN_SWEEP
-        self._thread = threading.Thread(target=self._main, name="blockyard-engine", daemon=True)
-        self._thread.start()
+        self._idle_lanes = 0
+        self._lanes = [
+            threading.Thread(target=self._main, name=f"blockyard-engine-{lane}", daemon=True)
+            for lane in range(lanes)
+        ]
+        for thread in self._lanes:
+            thread.start()
 
     def check_open(self) -> None:
         """Raise ``NotReadyError`` unless new work is welcome."""
@@ -90,7 +96,6 @@ class Dispatcher:
                 self._deadlines.add(request.deadline, request)
             for piece in request.pieces:
                 self._push(piece)
-            self._work.notify()
         for victim in pushed_out:
             _fail(victim, self._overloaded(victim.rows))
         return True
@@ -114,10 +119,11 @@ class Dispatcher:
             return self._idle.wait_for(lambda: not self._requests, timeout_s)
 
     def close(self) -> None:
-        """Fail what is not done and stop the thread."""
+        """Fail what is not done and stop the threads."""
         self._stop("the engine is closed; start another one")
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        for thread in self._lanes:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def stats(self, plans: Mapping[str, Plan]) -> EngineStats:
         """Return a snapshot; ``plans`` are the current ones."""
@@ -161,14 +167,13 @@ class Dispatcher:
                 while self._turn():
                     pass
         except Exception as error:
-            logger.exception("the engine's thread stopped")
+            logger.exception("a thread of the engine stopped")
             self._stop(f"the engine stopped after an error of its own ({error!r}); restart it")
 
     def _turn(self) -> bool:
         """Answer what is late, then run one batch; False when the engine is closed."""
         with self._lock:
-            self._running = None
-            self._idle.notify_all()
+            self._idle_lanes += 1
             while not self._waiting_rows and not self._closed:
                 self._work.wait()
             if self._closed:
@@ -176,38 +181,44 @@ class Dispatcher:
             expired = self._deadlines.expired(self._clock())
             late = [request for request in expired if self._finish(request, "expired")]
             self._sweep()
-            pieces: list[Piece] = []
             queue = pick(self._ready)
-            if queue is not None:
-                self._running = self._ready[queue]
-                pieces = self._take(self._running)
+            segment = self._ready[queue] if queue is not None else None
+            pieces = self._take(segment) if segment is not None else []
+            self._idle_lanes -= 1
         for request in late:
             _fail(request, _late(request))
-        if pieces:
-            self._serve(pieces)
+        if segment is not None:
+            self._serve(segment, pieces)
         return True
 
     def _take(self, segment: Segment) -> list[Piece]:
-        pieces = segment.queue.take(self._limits.max_batch)
+        """Remove the next batch from a queue, leaving other idle lanes their share of it."""
+        queue = segment.queue
+        share = -(-queue.rows // self._idle_lanes)
+        pieces = queue.take(min(self._limits.max_batch, share))
         for piece in pieces:
             self._count_waiting(piece, -piece.rows)
-        if not segment.queue.rows:
-            del self._ready[segment.queue]
+        if not queue.rows:
+            del self._ready[queue]
         if segment.plans > 1:
             pieces.sort(key=lambda piece: piece.request.plan.number)
+        self._running[segment.key] += 1
         return pieces
 
-    def _serve(self, pieces: Sequence[Piece]) -> None:
+    def _serve(self, segment: Segment, pieces: Sequence[Piece]) -> None:
         """Run one batch; where sizes vary, one for every shape."""
-        segment = pieces[0].segment
-        if not segment.variable:
-            self._run(segment, pieces)
-            return
         shapes: dict[tuple[torch.Size, ...], list[Piece]] = {}
-        for piece in pieces:
-            shapes.setdefault(tuple(tensor.shape[1:] for tensor in piece.base), []).append(piece)
-        for group in shapes.values():
-            self._run(segment, group)
+        if segment.variable:
+            for piece in pieces:
+                shape = tuple(tensor.shape[1:] for tensor in piece.base)
+                shapes.setdefault(shape, []).append(piece)
+        try:
+            for group in shapes.values() or (pieces,):
+                self._run(segment, group)
+        finally:
+            with self._lock:
+                self._running[segment.key] -= 1
+                self._idle.notify_all()
 
     def _run(self, segment: Segment, pieces: Sequence[Piece]) -> None:
         """Compute ``pieces`` as one batch; after a failure, halve it to find whose rows fail."""
@@ -275,6 +286,7 @@ class Dispatcher:
         segment.queue.push(piece)
         self._ready[segment.queue] = segment
         self._count_waiting(piece, piece.rows)
+        self._work.notify()
 
     def _count_waiting(self, piece: Piece, rows: int) -> None:
         self._waiting_rows += rows
@@ -357,7 +369,7 @@ class Dispatcher:
             self._sweep_at = max(_MIN_SWEEP, 2 * len(self._deadlines))
 
     def _in_use(self, plan: Plan) -> bool:
-        return plan.active > 0 or any(segment is self._running for segment in plan.path)
+        return plan.active > 0 or any(self._running[segment.key] for segment in plan.path)
 
     def _stop(self, reason: str) -> None:
         with self._lock:
@@ -365,7 +377,6 @@ class Dispatcher:
             stopped = list(self._requests)
             for request in stopped:
                 self._finish(request, "failed")
-            self._running = None if threading.current_thread() is self._thread else self._running
             self._work.notify_all()
             self._idle.notify_all()
         for request in stopped:

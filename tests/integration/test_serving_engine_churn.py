@@ -109,10 +109,15 @@ class Client:
                 self.wrong.append(f"{name} answered wrongly")
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_request_ends_once_and_rightly_under_load_churn_and_cancellation(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "lanes"), [(1, 1), (2, 3)])
+def test_every_request_ends_once_and_rightly_under_load_churn_and_cancellation(
+    seed: int, lanes: int
+) -> None:
     engine = Engine(
-        device="cpu", precision="float64", limits=EngineLimits(max_queue=60, max_batch=8)
+        device="cpu",
+        precision="float64",
+        limits=EngineLimits(max_queue=60, max_batch=8),
+        lanes=lanes,
     )
     with engine:
         for name in "ab":
