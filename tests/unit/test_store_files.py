@@ -15,7 +15,12 @@ from pathlib import Path
 import pytest
 
 from zoo.canonical import digest as digest_of
-from zoo.errors import CorruptArtifactError, NotFoundError, StorageFullError
+from zoo.errors import (
+    CorruptArtifactError,
+    EnvironmentUnfitError,
+    NotFoundError,
+    StorageFullError,
+)
 from zoo.store.files import FileStore
 
 DATA = bytes(range(256)) * 4
@@ -117,6 +122,20 @@ def test_a_full_disk_at_any_step_leaves_nothing(
             files.put(DATA)
     assert paths(tmp_path) == {kept}
     assert files.get(files.put(DATA)) == DATA
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentUnfitError, match="file"):
+        FileStore(tmp_path / "file")
+    files = FileStore(tmp_path / "root")
+    digest = digest_of(DATA)
+    (tmp_path / "root" / digest[:2]).write_text("in the way")
+    with pytest.raises(EnvironmentUnfitError, match="1024 bytes cannot be written"):
+        files.put(DATA)
+    assert paths(tmp_path / "root" / "unfinished") == set()
+    with pytest.raises(EnvironmentUnfitError, match=f"{digest} cannot be read"):
+        files.get(digest)
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -63,18 +61,6 @@ def test_a_new_database_is_made_with_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "new/folder/zoo.db.files").is_dir()
 
 
-def test_many_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
-    code = "import sys; from zoo.store import open_store; open_store(sys.argv[1]).close()"
-    url = f"sqlite:///{tmp_path}/zoo.db"
-    running = [
-        subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE)
-        for _ in range(4)
-    ]
-    for process in running:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()
-
-
 def test_threads_may_open_a_new_postgresql_database_at_once(
     postgres_url: str, tmp_path: Path
 ) -> None:
@@ -115,6 +101,15 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"these are not the bytes of a database" * 100)
     with pytest.raises(CorruptArtifactError, match="backup"):
         open_store(f"sqlite:///{path}")
+
+
+def test_a_path_that_cannot_be_a_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EnvironmentUnfitError, match="check its path"):
+        open_store(f"sqlite:///{tmp_path}/folder")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentUnfitError, match="file"):
+        open_store(f"sqlite:///{tmp_path}/file/zoo.db")
 
 
 def test_sqlite_waits_for_its_turn_and_keeps_its_promises(tmp_path: Path) -> None:

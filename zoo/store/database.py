@@ -23,12 +23,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from zoo.errors import (
     CorruptArtifactError,
+    EnvironmentUnfitError,
     InvalidInputError,
     NotReadyError,
     OverloadedError,
     StorageFullError,
 )
 from zoo.store.clock import Clock
+from zoo.store.folders import make_folder
 from zoo.store.tables import Row
 
 BUSY_TIMEOUT_MS = 30_000
@@ -61,7 +63,7 @@ def connect(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
         return create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=20)
     assert url.database is not None
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(url.database).parent)
     engine = create_engine(url, pool_size=5, max_overflow=60)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -167,7 +169,11 @@ def _operational(error: OperationalError) -> Exception:
     cause = _cause(error)
     if "disk is full" in cause or "No space left" in cause or "disk full" in cause:
         return StorageFullError(f"the database cannot write: {cause}; free some space")
-    if "locked" in cause:
+    if "unable to open" in cause or "readonly database" in cause:
+        return EnvironmentUnfitError(
+            f"the database cannot be used: {cause}; check its path and permissions"
+        )
+    if "locked" in cause or "deadlock" in cause:
         return OverloadedError(
             f"the database is busy: {cause}; try again, or use PostgreSQL for many writers",
             retry_after_s=1.0,

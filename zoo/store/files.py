@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -14,16 +13,11 @@ from datetime import datetime
 from pathlib import Path
 
 from zoo.canonical import digest as digest_of
-from zoo.errors import (
-    CorruptArtifactError,
-    InvalidInputError,
-    NotFoundError,
-    StorageFullError,
-)
+from zoo.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from zoo.store.clock import Clock, utc_now
+from zoo.store.folders import make_folder, unusable
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNFINISHED = "unfinished"
 
 
@@ -40,7 +34,7 @@ class FileStore:
         self.root = root
         self._now = now
         self._unfinished = root / _UNFINISHED
-        self._unfinished.mkdir(parents=True, exist_ok=True)
+        make_folder(self._unfinished)
 
     def put(self, data: bytes) -> str:
         """Keep ``data`` and return its digest; writing equal content twice keeps one file.
@@ -49,6 +43,7 @@ class FileStore:
 
         Raises:
             StorageFullError: The disk is full; nothing half-written remains.
+            EnvironmentUnfitError: The folder cannot be written.
         """
         digest = digest_of(data)
         path = self._path(digest)
@@ -65,11 +60,14 @@ class FileStore:
             InvalidInputError: ``digest`` is not 64 hex digits.
             NotFoundError: There is no such file.
             CorruptArtifactError: The bytes changed on disk; they are not returned.
+            EnvironmentUnfitError: The disk cannot be read.
         """
         try:
             data = self._path(digest).read_bytes()
         except FileNotFoundError as error:
             raise _missing(digest) from error
+        except OSError as error:
+            raise unusable(error, f"file {digest} cannot be read") from error
         if digest_of(data) != digest:
             raise CorruptArtifactError(
                 f"file {digest} is damaged: its content has digest {digest_of(data)}; "
@@ -166,12 +164,8 @@ class FileStore:
             unfinished.rename(path)
             _sync_folder(path.parent)
         except OSError as error:
-            if error.errno in _FULL:
-                raise StorageFullError(
-                    f"no room for {len(data)} bytes under {self.root}: {error.strerror}; "
-                    "free some space, e.g. with `blockyard zoo gc`"
-                ) from error
-            raise
+            what = f"{len(data)} bytes cannot be written under {self.root}"
+            raise unusable(error, what) from error
         finally:
             unfinished.unlink(missing_ok=True)
 

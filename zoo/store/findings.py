@@ -25,6 +25,8 @@ from zoo.store.tables import (
     ProfileRow,
 )
 
+COLLECTED_AT_ONCE = 500
+
 
 class BlockFindings:
     """The half of ``BlockStore`` that says what is known, and what can go."""
@@ -99,21 +101,30 @@ class BlockFindings:
     def collect(self) -> tuple[int, int]:
         """Delete the garbage; return the numbers of blocks and files deleted."""
         before = self._database.now() - self._grace
+        num_blocks = 0
+        while deleted := self._collect_blocks(before):
+            num_blocks += deleted
         with self._database.write() as session:
-            blocks = list(
-                session.scalars(
-                    delete(BlockRow)
-                    .where(BlockRow.id.in_(_unused_blocks(before)), BlockRow.touched_at < before)
-                    .returning(BlockRow.id)
-                )
-            )
-            session.execute(delete(ProfileRow).where(ProfileRow.subject.in_(blocks)))
             session.execute(delete(CheckpointRow).where(CheckpointRow.job_id.in_(_final_jobs())))
         with self._database.read() as session:
             kept = _kept_files(session, set())
         self._files.delete_unfinished(before)
         unused = self._unused_files(kept, before)
-        return len(blocks), sum(self._files.delete_old(digest, before) for digest in unused)
+        return num_blocks, sum(self._files.delete_old(digest, before) for digest in unused)
+
+    def _collect_blocks(self, before: datetime) -> int:
+        """Delete some unused blocks; a writer that has one of them locked keeps it."""
+        unused = (
+            _unused_blocks(before)
+            .order_by(BlockRow.id)
+            .limit(COLLECTED_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.write() as session:
+            blocks = list(session.scalars(unused))
+            session.execute(delete(ProfileRow).where(ProfileRow.subject.in_(blocks)))
+            session.execute(delete(BlockRow).where(BlockRow.id.in_(blocks)))
+        return len(blocks)
 
     def _unused_files(self, kept: set[str], before: datetime) -> list[str]:
         return [
