@@ -138,7 +138,7 @@ def train(
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive_seed(seed, "train", "modules"))
             # Depthwise convolutions run several times faster with channels last.
-            module.to(device, memory_format=torch.channels_last)
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             loss = _epochs(module, data, recipe, seed, progress, should_stop)
         if loss is None:
             return TrainResult(metrics={}, cost_s=clock() - started, completed=False)
@@ -149,7 +149,7 @@ def train(
             f"use a smaller one: {error}"
         ) from error
     finally:
-        module.eval().to(memory_format=torch.contiguous_format)
+        module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return TrainResult(metrics={"accuracy": scored, "loss": loss}, cost_s=clock() - started)
 
 

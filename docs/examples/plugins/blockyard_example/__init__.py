@@ -1,0 +1,1 @@
+"""Plug-ins for Blockyard, as an example to copy."""
