@@ -311,10 +311,13 @@ class Zoo:
             DeadlineExceededError: It is not final after ``timeout_s``; elsewhere it goes on.
             EnvironmentUnfitError: The worker that was started for it could not run it.
         """
-        if self._remote or self._store.devices.workers():
-            return wait_for(self.job, job_id, timeout_s=timeout_s)
-        local = partial(local_worker, job_id, url=self.url, files=self._folder)
-        return wait_for(self.job, job_id, timeout_s=timeout_s, local=local)
+        return wait_for(
+            self.job,
+            job_id,
+            timeout_s=timeout_s,
+            alone=lambda: not self._remote and not self._store.devices.workers(),
+            local=partial(local_worker, job_id, url=self.url, files=self._folder),
+        )
 
     # Workers and devices.
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,10 +40,11 @@ def wait_for(
     job_id: str,
     *,
     timeout_s: float | None,
+    alone: Callable[[], bool] = lambda: False,
     local: Callable[[], AbstractContextManager[LastWords]] = lambda: nullcontext(lambda: None),
     poll_s: float = 0.2,
 ) -> Job:
-    """Return the job once it succeeded, waiting inside the context that ``local`` opens.
+    """Return the job once it succeeded; from when ``alone`` is true, run it in ``local``.
 
     Raises:
         ConflictError: It failed, was cancelled, or was paused in a worker of our own.
@@ -52,15 +53,17 @@ def wait_for(
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     job = read(job_id)
-    if not job.state.final:
-        with local() as last_words:
-            while not job.state.final and (deadline is None or time.monotonic() < deadline):
-                time.sleep(poll_s)
-                # In this order: a worker that has ended has written its result before.
-                said = last_words()
-                job = read(job_id)
-                if said is not None and not job.state.final:
-                    raise _left_alone(job, said)
+    last_words: LastWords | None = None
+    with ExitStack() as stack:
+        while not job.state.final and (deadline is None or time.monotonic() < deadline):
+            if last_words is None and alone():
+                last_words = stack.enter_context(local())
+            time.sleep(poll_s)
+            # In this order: a worker that has ended has written its result before.
+            said = last_words() if last_words is not None else None
+            job = read(job_id)
+            if said is not None and not job.state.final:
+                raise _left_alone(job, said)
     if not job.state.final:
         raise DeadlineExceededError(
             f"job {job_id} is {job.state} after {timeout_s} s; wait longer or cancel it"

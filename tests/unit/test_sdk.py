@@ -265,7 +265,28 @@ def test_a_worker_of_our_own_that_ends_early_ends_the_waiting(
         yield lambda: "no such table"
 
     with pytest.raises(error, match=said):
-        wait_for(zoo.job, job.id, timeout_s=30, local=local, poll_s=0.01)
+        wait_for(zoo.job, job.id, timeout_s=30, alone=lambda: True, local=local, poll_s=0.01)
+
+
+def test_a_worker_of_our_own_starts_when_the_last_other_one_is_gone(
+    zoo: Zoo, behind: Store
+) -> None:
+    job = zoo.search(**SEARCH)
+    answers = iter([False, False, True])
+    started = []
+
+    @contextmanager
+    def local() -> Iterator[object]:
+        started.append(True)
+        thread = run_elsewhere(behind, JobState.SUCCEEDED)
+        yield lambda: None
+        thread.join()
+
+    done = wait_for(
+        zoo.job, job.id, timeout_s=30, alone=lambda: next(answers), local=local, poll_s=0.01
+    )
+    assert done.state is JobState.SUCCEEDED
+    assert started == [True]
 
 
 def test_a_worker_of_our_own_says_its_last_words(tmp_path: Path) -> None:
