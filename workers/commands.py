@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from workers.embedded import EmbeddedWorker
+from workers.session import Timing
 from workers.worker import Worker
 from zoo.errors import EnvironmentUnfitError, InvalidInputError
 from zoo.jobs import Job, JobState
@@ -23,7 +24,7 @@ SUCCESS, FAILED, INTERRUPTED = 0, 1, 130
 PROGRESS_INTERVAL_S = 1.0
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, timing: Timing | None = None) -> int:
     """Open the store, do what was asked, and return the exit code.
 
     Raises:
@@ -33,19 +34,17 @@ def run(options: argparse.Namespace) -> int:
     if not options.db:
         raise InvalidInputError("no database; give --db sqlite:///zoo.db or set BLOCKYARD_URL")
     with contextlib.closing(open_store(options.db, files=options.files)) as store:
-        commands: dict[str, Callable[[argparse.Namespace, Store], int]] = {
-            "worker": _worker,
+        if options.command in ("serve", "up"):
+            return _serve(options, store)
+        commands: dict[str, Callable[[argparse.Namespace, Store, Timing | None], int]] = {
+            "worker": _celery_worker if getattr(options, "broker", None) else _worker,
             "run": _run_job,
-            "serve": _serve,
-            "up": _serve,
         }
-        return commands[options.command](options, store)
+        return commands[options.command](options, store, timing)
 
 
-def _worker(options: argparse.Namespace, store: Store) -> int:
-    if options.broker:
-        return _celery_worker(options, store)
-    worker = EmbeddedWorker(store, data_root=options.data)
+def _worker(options: argparse.Namespace, store: Store, timing: Timing | None) -> int:
+    worker = EmbeddedWorker(store, data_root=options.data, timing=timing)
     stopped = threading.Event()
     with _signals(stopped.set):
         worker.start()
@@ -55,7 +54,7 @@ def _worker(options: argparse.Namespace, store: Store) -> int:
     return SUCCESS
 
 
-def _celery_worker(options: argparse.Namespace, store: Store) -> int:
+def _celery_worker(options: argparse.Namespace, store: Store, timing: Timing | None) -> int:
     from celery.signals import worker_shutting_down
 
     from workers.app import QUEUE, CeleryQueue, make_app, queue_of
@@ -63,7 +62,7 @@ def _celery_worker(options: argparse.Namespace, store: Store) -> int:
     from workers.tasks import register
 
     queue = CeleryQueue(options.broker, store)
-    worker = Worker(store, data_root=options.data, queue=queue)
+    worker = Worker(store, data_root=options.data, queue=queue, timing=timing)
     app = make_app(options.broker, [QUEUE, *(queue_of(ref) for ref in refs(worker.devices))])
     register(app, worker)
 
@@ -94,9 +93,9 @@ def _celery_worker(options: argparse.Namespace, store: Store) -> int:
         queue.close()
 
 
-def _run_job(options: argparse.Namespace, store: Store) -> int:
+def _run_job(options: argparse.Namespace, store: Store, timing: Timing | None) -> int:
     """Run one job here with its progress on stderr; a signal hands it back."""
-    worker = Worker(store, data_root=options.data)
+    worker = Worker(store, data_root=options.data, timing=timing)
     finished = threading.Event()
     watcher = threading.Thread(
         target=_show_progress, args=(store, options.job_id, finished), daemon=True

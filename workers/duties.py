@@ -13,15 +13,15 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
-from nas.identity import network_signature
 from torch import nn
 
 from nas import checkpoint
 from nas.cost import cost, preview
 from nas.data import DataSet, load_dataset
-from nas.evaluation import Latency, describe, train_and_score
-from nas.plugins import MethodContext, make_method, make_space, space_of
-from nas.protocols import SearchMethod, SearchSpace, StepReport
+from nas.evaluation import EvaluatorContext, Latency
+from nas.identity import network_signature
+from nas.plugins import MethodContext, make_evaluator, make_method, make_space, space_of
+from nas.protocols import Evaluator, SearchMethod, SearchSpace, StepReport
 from nas.training import accuracy, train
 from serving.runners.measure import Timing, measure
 from serving.runners.onnx_export import export_onnx
@@ -33,6 +33,7 @@ from zoo.builders import ChainModule, build_chain
 from zoo.errors import ConflictError, UnknownNameError
 from zoo.rng import derive_seed
 from zoo.schemas import Limit, Recipe
+from zoo.signature import block_signature
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 from zoo.weights import pack, unpack
 
@@ -118,29 +119,14 @@ class Duties:
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
         """Describe an evaluator: all that determines its scores."""
-        described = describe(
-            self._data(args),
-            Recipe.model_validate(args["recipe"]),
-            seed=args["seed"],
-            device=torch.device(args["device"]),
-        )
-        return Message({"kind": "evaluator", "describe": described})
+        return Message({"kind": "evaluator", "describe": self._evaluator(args).describe()})
 
     def evaluate(self, args: Json, _: Blobs) -> Message:
         """Score one architecture; latency is the worker's to measure, and is not among it."""
         started = time.monotonic()
-        space, architecture, data = self._candidate(args)
-        metrics = train_and_score(
-            space,
-            architecture,
-            data,
-            Recipe.model_validate(args["recipe"]),
-            seed=args["seed"],
-            device=torch.device(args["device"]),
-            progress=self._epochs,
-        )
+        found = self._evaluator(args).evaluate(Architecture.from_json(args["architecture"]))
         cost_s = time.monotonic() - started
-        return Message({"kind": "evaluation", "metrics": metrics, "cost_s": cost_s})
+        return Message({"kind": "evaluation", "metrics": dict(found.metrics), "cost_s": cost_s})
 
     def measure(self, args: Json, _: Blobs) -> Message:
         """Time an architecture with fresh weights."""
@@ -321,6 +307,17 @@ class Duties:
         architecture = Architecture.from_json(args["architecture"])
         return space_of(architecture), architecture, self._data(args)
 
+    def _evaluator(self, args: Json) -> Evaluator:
+        context = EvaluatorContext(
+            space=make_space(args["space"]["name"], args["space"]["params"]),
+            data=self._data(args),
+            recipe=Recipe.model_validate(args["recipe"]),
+            seed=args["seed"],
+            device=torch.device(args["device"]),
+            progress=self._epochs,
+        )
+        return make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
+
     def _epochs(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         self._report(done=done, total=total, message=f"epoch {done} of {total}", **metrics)
 
@@ -357,7 +354,7 @@ def block_json(spec: BlockSpec, module: nn.Module) -> Json:
         "spec": spec.to_json(),
         "num_params": sum(parameter.numel() for parameter in module.parameters()),
         "size_bytes": sum(t.numel() * t.element_size() for t in module.state_dict().values()),
-        "signature": None,
+        "signature": block_signature(spec, module),
     }
 
 

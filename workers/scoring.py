@@ -84,25 +84,32 @@ class Scorer:
         self,
         context: JobContext,
         request: SearchRequest,
+        facts: Facts,
         *,
         arm: Arm = Arm.SEARCH,
         next_number: int = 0,
     ) -> None:
         self.next_number = next_number
+        self._digest = facts.digest
         self.spent_s = 0.0
         self._context = context
         self._request = request
         self._arm = arm
         self._target = context.target(request.device)
         self._training = context.training_device()
-        args = {
+        self._args: dict[str, Any] = {
+            "evaluator": request.evaluator.model_dump(),
+            "space": request.space.model_dump(),
             "data": request.data,
             "recipe": request.recipe.model_dump(),
             "seed": request.seed,
             "device": self._training.name,
         }
-        self._args = args
-        self._described: dict[str, Json] = context.call("evaluator", args).head["describe"]
+        head = context.call("evaluator", self._args).head
+        self._described: dict[str, Json] = {
+            "evaluator": request.evaluator.model_dump(),
+            "terms": head["describe"],
+        }
         recorded = context.store.jobs.candidates(context.job.id)
         self._recorded = {item.number: item for item in recorded if item.arm is arm}
         self._seen = {item.signature for item in recorded if item.state is CandidateState.EVALUATED}
@@ -189,22 +196,25 @@ class Scorer:
         info = {
             "signature": signature,
             "architecture": architecture.id,
-            "data": self._described.get("data"),
+            "data": self._digest,
             "recipe": self._request.recipe.model_dump(),
         }
         trained, reused = self._once(
             {"scores": self._described, "signature": signature, **unique},
             info | {"kind": "training"},
-            lambda: self._train(architecture, candidate.number),
+            lambda: self._train(architecture),
         )
-        timed, _ = self._once(
-            {"latency": self._latency_terms(), "signature": signature, **unique},
-            info | {"kind": "latency"},
-            lambda: self._measure(architecture),
-        )
+        metrics, cost_s = dict(trained.metrics), trained.cost_s
+        if "latency_ms" not in metrics:  # an evaluator may know it, from a table say
+            timed, _ = self._once(
+                {"latency": self._latency_terms(), "signature": signature, **unique},
+                info | {"kind": "latency"},
+                lambda: self._measure(architecture),
+            )
+            metrics |= timed.metrics
+            cost_s += timed.cost_s
         ours = trained.job == candidate.job and signature not in self._seen
         hit = reused and not ours
-        metrics = {**trained.metrics, **timed.metrics}
         return dataclasses.replace(
             candidate,
             state=CandidateState.EVALUATED,
@@ -215,7 +225,7 @@ class Scorer:
             ),
             reused_from=trained.job if hit else None,
             saved_s=trained.cost_s if hit else 0.0,
-            cost_s=0.0 if hit else trained.cost_s + timed.cost_s,
+            cost_s=0.0 if hit else cost_s,
         )
 
     def _once(
@@ -260,7 +270,7 @@ class Scorer:
         head = self._context.call("signature", args, limits=self._limits()).head
         return str(head["signature"])
 
-    def _train(self, architecture: Architecture, number: int) -> Evaluation:
+    def _train(self, architecture: Architecture) -> Evaluation:
         session = self._context.session
         args = self._args | {"architecture": architecture.to_json()}
         with session.device(self._training.id, "shared"):

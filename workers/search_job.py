@@ -78,7 +78,7 @@ class _Search:
         self._space = make_space(request.space.name, request.space.params)
         self._state = self._load()
         self._scorers = {
-            arm: Scorer(context, request, arm=arm, next_number=self._state.numbers[arm])
+            arm: Scorer(context, request, facts, arm=arm, next_number=self._state.numbers[arm])
             for arm in (Arm.SEARCH, Arm.BASELINE)
         }
         self._trains = bool(getattr(method_class(request.method.name), "trains", False))

@@ -63,6 +63,7 @@ class SearchRequest(Schema):
     method: Choice
     space: Choice
     data: str
+    evaluator: Choice = Choice(name="training")
     objectives: tuple[str, ...] = ("accuracy", "latency_ms")
     limits: tuple[Limit, ...] = ()
     device: str = "auto"
