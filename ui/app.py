@@ -17,8 +17,7 @@ import streamlit as st
 
 from ui.connection import DEFAULT_URL, Connection
 from ui.pages import assemble, browse, candidate, job, jobs, submit, system
-from ui.site import Site
-from zoo.errors import BlockyardError
+from ui.site import LOGO, Site, guarded
 
 
 def read_connection(arguments: list[str]) -> Connection:
@@ -37,6 +36,7 @@ def read_connection(arguments: list[str]) -> Connection:
 def main() -> None:
     """Draw the page that the address names."""
     st.set_page_config(page_title="Blockyard", page_icon=":material/grid_view:", layout="wide")
+    st.logo(LOGO, size="large")
     site = Site(connection=read_connection(sys.argv[1:]))
 
     def page(
@@ -58,11 +58,7 @@ def main() -> None:
     page("zoo", browse.draw, "Zoo", "widgets")
     page("chains", assemble.draw, "Chains", "link")
     page("system", system.draw, "Workers", "memory")
-    current = st.navigation(list(site.pages.values()))
-    try:
-        current.run()
-    except BlockyardError as error:
-        st.error(str(error), icon=":material/error:")
+    guarded(st.navigation(list(site.pages.values())).run)()
 
 
 if __name__ == "__main__":

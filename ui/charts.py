@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ui.formats import duration, label, metric, short
-from ui.fronts import costs, hypervolume_curve
+from ui.fronts import box_of, costs, hypervolume_curve
 from ui.pictures import write_front_png
 from ui.series import (
     COLOURS,
@@ -199,11 +199,19 @@ def _shade(figure: Any, limit: Row, *, x: str, y: str) -> None:
 
 
 def progress_figure(candidates: Iterable[Row], *, x: str, y: str) -> Any:
-    """Draw the hypervolume of each arm after every candidate as a plotly figure."""
+    """Draw the hypervolume of each arm after every candidate as a plotly figure.
+
+    At least one candidate must have both metrics; all arms share one box.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for series in series_of(candidates, x=x, y=y):
+    arms = series_of(candidates, x=x, y=y)
+    box = box_of(
+        costs([value for series in arms for value in series.x], direction(x)),
+        costs([value for series in arms for value in series.y], direction(y)),
+    )
+    for series in arms:
         ranked = sorted(
             (row["number"], position) for position, row in enumerate(series.rows) if row["feasible"]
         )
@@ -211,6 +219,7 @@ def progress_figure(candidates: Iterable[Row], *, x: str, y: str) -> Any:
         curve = hypervolume_curve(
             costs([series.x[position] for position in positions], direction(x)),
             costs([series.y[position] for position in positions], direction(y)),
+            box,
         )
         figure.add_trace(
             go.Scatter(

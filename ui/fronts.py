@@ -36,20 +36,25 @@ def front(first: Floats, second: Floats) -> NDArray[np.intp]:
     return order[ranked < best_before]
 
 
-def hypervolume_curve(first: Floats, second: Floats) -> Floats:
-    """Return after each point the share of the objective box dominated so far.
+Box = tuple[tuple[float, float], tuple[float, float]]
+"""The least and the greatest value of each of two objectives."""
 
-    The box spans from the best to the worst value of each objective over all points, so
-    the curve rises from 0 towards 1 and ends at the value that belongs to the whole front.
+
+def box_of(first: Floats, second: Floats) -> Box:
+    """Return the box around points; curves are comparable only within one box."""
+    return (float(first.min()), float(first.max())), (float(second.min()), float(second.max()))
+
+
+def hypervolume_curve(first: Floats, second: Floats, box: Box) -> Floats:
+    """Return after each point the share of ``box`` that is dominated by the points so far.
 
     Args:
         first: Shape ``(points,)`` in order of arrival; smaller is better.
         second: Shape ``(points,)``; smaller is better.
+        box: Holds every point.
     """
-    if first.size == 0:
-        return np.zeros(0)
-    a = _unit(first)
-    b = _unit(second)
+    a = _unit(first, *box[0])
+    b = _unit(second, *box[1])
     xs: list[float] = []
     ys: list[float] = []
     area = 0.0
@@ -60,8 +65,7 @@ def hypervolume_curve(first: Floats, second: Floats) -> Floats:
     return curve
 
 
-def _unit(values: Floats) -> Floats:
-    low, high = float(values.min()), float(values.max())
+def _unit(values: Floats, low: float, high: float) -> Floats:
     return (values - low) / (high - low) if high > low else np.zeros(values.size)
 
 

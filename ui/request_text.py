@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.canonical import Json
+from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, MissingDataError
 
 LIMIT = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*")
@@ -57,11 +57,27 @@ def limit(text: str) -> dict[str, Json]:
     return {"metric": match[1], "max" if match[2] == "<=" else "min": bound}
 
 
+def limits(texts: Iterable[str]) -> list[dict[str, Json]]:
+    """Read limits; an upper and a lower bound on one metric are one limit.
+
+    Raises:
+        InvalidInputError: One of them reads otherwise, or a bound is given twice.
+    """
+    merged: dict[str, dict[str, Json]] = {}
+    for text in texts:
+        item = limit(text)
+        known = merged.setdefault(str(item["metric"]), {"metric": item["metric"]})
+        if twice := (item.keys() & known.keys()) - {"metric"}:
+            raise InvalidInputError(f"{text!r} gives {item['metric']} a second {twice.pop()}")
+        known |= item
+    return list(merged.values())
+
+
 def limit_texts(item: Mapping[str, Any]) -> list[str]:
     """Write a limit the way ``limit`` reads it; one with two bounds gives two texts."""
     signs = (("max", "<="), ("min", ">="))
     return [
-        f"{item['metric']}{sign}{item[name]:g}"
+        f"{item['metric']}{sign}{json.dumps(plain(item[name]))}"
         for name, sign in signs
         if item.get(name) is not None
     ]

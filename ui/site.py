@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import streamlit as st
 
 from ui.catalogue import Entry, catalogue
 from ui.connection import Connection
+from zoo.errors import BlockyardError
 
 if TYPE_CHECKING:
     from streamlit.navigation.page import Page
@@ -33,6 +35,29 @@ STATE_ICONS = {
     "failed": ":material/error:",
     "cancelled": ":material/close:",
 }
+
+
+Arguments = ParamSpec("Arguments")
+
+LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 150 28">
+<rect x="1" y="15" width="12" height="12" rx="2" fill="#0072b2"/>
+<rect x="15" y="15" width="12" height="12" rx="2" fill="#56b4e9"/>
+<rect x="8" y="1" width="12" height="12" rx="2" fill="#e69f00"/>
+<text x="38" y="21" font-family="sans-serif" font-size="19" font-weight="600"
+ fill="#6b7785">Blockyard</text></svg>"""
+
+
+def guarded(draw: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Show a deliberate error of ``draw`` as one line in its place."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Arguments.args, **settings: Arguments.kwargs) -> None:
+        try:
+            draw(*arguments, **settings)
+        except BlockyardError as error:
+            st.error(str(error), icon=":material/error:")
+
+    return drawn
 
 
 @st.cache_resource(show_spinner="Connecting…")

@@ -102,9 +102,13 @@ def _done(store: Store, chain: Chain, candidates: int) -> Job:
         if number % 4 == 0:
             data = {"step": number, "metrics": {"hypervolume": number / candidates}}
             store.jobs.log(job.id, f"candidate {number} evaluated", data=data)
-    winner = _candidate(
-        job.id, 0, Arm.WINNER, rng, metrics=dict(chain.card["metrics"]), chain=chain.id
-    )  # type: ignore[arg-type]
+    trained: dict[str, object] = {
+        "metrics": dict(chain.card["metrics"]),  # type: ignore[arg-type]
+        "chain": chain.id,
+        "feasible": True,
+        "reason": None,
+    }
+    winner = _candidate(job.id, 0, Arm.WINNER, rng, **trained)
     store.jobs.put_candidate(winner, claimed.token)
     store.blocks.add_edges([Edge(child=chain.id, parent=job.id, relation="searched-by")])
     store.jobs.log(job.id, "one candidate was quarantined", level="warning")

@@ -44,11 +44,11 @@ def chain_assemble(
     **options: Any,
 ) -> None:
     """Choose the best chain of the zoo under limits, measured whole on a device."""
-    from ui.request_text import limit
+    from ui import request_text
     from zoo.jobs import JobKind
     from zoo.schemas import parse_request
 
-    spec = {**options, "limits": [limit(text) for text in limits]}
+    spec = {**options, "limits": request_text.limits(limits)}
     checked = parse_request(JobKind.ASSEMBLE, spec).model_dump(mode="json")
     with terminal.zoo() as zoo:
         job = zoo.submit(JobKind.ASSEMBLE, checked, idempotency_key=idempotency_key)

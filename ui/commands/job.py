@@ -199,13 +199,13 @@ def job_clone(
     detach: bool,
 ) -> None:
     """Submit a job's request again, changed; what is known is not evaluated again."""
-    from ui.request_text import changed, limit
+    from ui import request_text
 
     with terminal.zoo() as zoo:
         found = find_job(zoo, reference)
-        spec = changed(found.spec, changes)
+        spec = request_text.changed(found.spec, changes)
         if limits:
-            spec["limits"] = [limit(text) for text in limits]
+            spec["limits"] = request_text.limits(limits)
         if seed is not None:
             spec["seed"] = seed
         _run(terminal, zoo, zoo.clone(found.id, **spec), detach=detach)

@@ -39,19 +39,26 @@ broker_option = click.option(
     "--broker", envvar="BLOCKYARD_BROKER", help="Redis URL; without it workers poll the database."
 )
 port_option = click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Where models are served."
+)
 host_option = click.option("--host", default="127.0.0.1", show_default=True)
 
 
 @click.command(cls=Command)
 @host_option
 @port_option
+@device_option
 @broker_option
 @click.option("--with-worker", is_flag=True, help="Run jobs in this process too.")
 @pass_terminal
-def serve(terminal: Terminal, host: str, port: int, broker: str | None, with_worker: bool) -> None:
+def serve(
+    terminal: Terminal, host: str, port: int, device: str, broker: str | None, with_worker: bool
+) -> None:
     """Start the HTTP server: models, jobs and the zoo."""
-    arguments = ["serve", *_worker_options(terminal, broker), "--host", host, "--port", str(port)]
-    become("workers", [*arguments, *(["--with-worker"] if with_worker else [])])
+    options = ["--host", host, "--port", str(port), "--device", device]
+    options += ["--with-worker"] if with_worker else []
+    become("workers", ["serve", *_worker_options(terminal, broker), *options])
 
 
 @click.command(cls=Command)
@@ -65,13 +72,24 @@ def worker(terminal: Terminal, broker: str | None) -> None:
 @click.command(cls=Command)
 @host_option
 @port_option
+@device_option
 @broker_option
 @click.option("--ui", "pages", is_flag=True, help="Start the pages too.")
+@click.option("--ui-port", type=click.IntRange(0, 65535), default=8501, show_default=True)
 @pass_terminal
-def up(terminal: Terminal, host: str, port: int, broker: str | None, pages: bool) -> None:
+def up(
+    terminal: Terminal,
+    host: str,
+    port: int,
+    device: str,
+    broker: str | None,
+    pages: bool,
+    ui_port: int,
+) -> None:
     """Start server and worker on this machine, and the pages with --ui."""
-    arguments = ["up", *_worker_options(terminal, broker), "--host", host, "--port", str(port)]
-    become("workers", [*arguments, *(["--ui"] if pages else [])])
+    options = ["--host", host, "--port", str(port), "--device", device]
+    options += ["--ui", "--ui-port", str(ui_port)] if pages else []
+    become("workers", ["up", *_worker_options(terminal, broker), *options])
 
 
 @click.command(cls=Command)

@@ -13,7 +13,6 @@ from ui.terminal import Group, Terminal, pass_terminal
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
-
     from zoo.jobs import Job
 
 
@@ -93,7 +92,7 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: A setting or limit cannot be read, or a part is missing.
     """
-    from ui.request_text import limit, read_spec, settings
+    from ui.request_text import limits, read_spec, settings
     from zoo.errors import InvalidInputError
 
     spec = read_spec(options["spec"]) if options["spec"] else {}
@@ -114,7 +113,7 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     if options["objectives"]:
         spec["objectives"] = list(options["objectives"])
     if options["limits"]:
-        spec["limits"] = [limit(text) for text in options["limits"]]
+        spec["limits"] = limits(options["limits"])
     epochs = [f"epochs={options['epochs']}"] if options["epochs"] is not None else []
     for name, pairs, default in (
         ("recipe", [*options["recipe"], *epochs], 3),

@@ -10,7 +10,7 @@ import streamlit as st
 from ui.cards import accuracy
 from ui.formats import count, label, metric, short, size
 from ui.parts import blocks_of, lineage_of, load_and_download, profiles_of
-from ui.request_text import limit
+from ui.request_text import limits
 from ui.site import Site
 from zoo.canonical import plain
 from zoo.errors import BlockyardError, InvalidInputError
@@ -51,11 +51,11 @@ def _assemble(site: Site) -> None:
     if not wanted:
         return
     try:
-        limits = [limit(line) for line in text.splitlines() if line.strip()]
+        bounds = limits(line for line in text.splitlines() if line.strip())
         spec = {
             "task": task.strip() or None,
             "objective": objective,
-            "limits": limits,
+            "limits": bounds,
             "device": device,
             "runtime": runtime,
             "batch": int(batch),

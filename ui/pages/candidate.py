@@ -39,7 +39,8 @@ def draw(site: Site) -> None:
     with st.container(horizontal=True):
         _badges(row)
     if row["reason"]:
-        st.error(row["reason"], icon=":material/error:")
+        show = st.error if row["state"] == "failed" else st.warning
+        show(row["reason"], icon=":material/error:")
     _metrics(row)
     left, right = st.columns(2, gap="large")
     with left:

@@ -16,7 +16,7 @@ from ui.formats import age, duration, label, metric, short
 from ui.pages.jobs import job_savings
 from ui.request_text import changed, search_command
 from ui.series import Row
-from ui.site import Site, choose, job_title, state_badge
+from ui.site import Site, choose, guarded, job_title, state_badge
 from zoo.canonical import plain
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def draw(site: Site) -> None:
         return
     job = site.zoo.job(job_id)
     live = not job.state.final
-    st.fragment(_header, run_every=2 if live else None)(site, job_id)
+    st.fragment(guarded(_header), run_every=2 if live else None)(site, job_id)
+    _winners(site, job)
     views = VIEWS if job.kind == "search" else VIEWS[3:]
     view = st.segmented_control(
         "View",
@@ -55,7 +56,7 @@ def draw(site: Site) -> None:
         "Log": _log,
         "Request": _request,
     }[str(view)]
-    st.fragment(body, run_every=3 if live and view != "Request" else None)(site, job_id)
+    st.fragment(guarded(body), run_every=3 if live and view != "Request" else None)(site, job_id)
 
 
 def _header(site: Site, job_id: str) -> None:
@@ -116,6 +117,7 @@ def _actions(site: Site, job: Job) -> None:
 
 
 @st.dialog("Cancel this job?")
+@guarded
 def _confirm_cancel(site: Site, job: Job) -> None:
     st.write(
         f"“{job_title(job)}” stops at its next step and cannot go on afterwards. "
@@ -130,6 +132,7 @@ def _confirm_cancel(site: Site, job: Job) -> None:
 
 
 @st.dialog("Clone this search", width="medium")
+@guarded
 def _clone(site: Site, job: Job) -> None:
     st.write("Equal candidates are not evaluated again, so a clone starts at the difference.")
     spec: dict[str, Any] = dict(plain(job.spec))  # type: ignore[arg-type]
@@ -234,7 +237,7 @@ def _candidates(site: Site, job_id: str) -> None:
             bind="query-params",
         )
     if failed:
-        st.warning(f"{failed} candidates failed; their reasons are in the table.")
+        st.warning(f"Failed candidates: {failed}; the table says why.", icon=":material/warning:")
     shown = [
         row
         for row in rows
@@ -269,7 +272,7 @@ def _table(site: Site, rows: Sequence[Row], *, key: str) -> None:
             if row["reused_from"]
             else "measured",
             "cost (s)": row["cost_s"],
-            "reason": row["reason"],
+            "reason": row["reason"] or "",
         }
         for row in rows
     ]
@@ -291,7 +294,7 @@ def _table(site: Site, rows: Sequence[Row], *, key: str) -> None:
         },
     )
     marked = [rows[index] for index in chosen["selection"]["rows"] if index < len(rows)]
-    opened = marked or rows[:1] if len(rows) == 1 else marked
+    opened = marked or (rows if len(rows) == 1 else [])
     with st.container(horizontal=True):
         for row in opened[:8]:
             candidate_link(site, row)
@@ -314,7 +317,7 @@ def candidate_link(site: Site, row: Row) -> None:
 def _progress(site: Site, job_id: str) -> None:
     job = site.zoo.job(job_id)
     rows = candidates_of(site, job)
-    objectives: Any = plain(job.spec.get("objectives") or [])
+    objectives: Any = plain(job.spec.get("objectives") or ["accuracy", "latency_ms"])
     x = next((name for name in objectives if name != "accuracy"), "latency_ms")
     y = "accuracy" if "accuracy" in objectives else objectives[0]
     if any(x in row["metrics"] and y in row["metrics"] for row in rows):
@@ -386,19 +389,21 @@ def _request(site: Site, job_id: str) -> None:
     st.code(json.dumps(spec, indent=2), language="json")
     if job.result is not None:
         st.subheader("Result", anchor=False)
-        _winners(site, job)
         st.json(plain(job.result), expanded=1)
 
 
 def _winners(site: Site, job: Job) -> None:
-    result: Any = plain(job.result)
+    """Draw where the models of a search that succeeded are."""
+    result: Any = plain(job.result or {})
     for item in result.get("winners") or ():
+        numbers = " · ".join(
+            f"{label(name)} {metric(name, value)}" for name, value in item["metrics"].items()
+        )
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             site.link(
                 "chains",
-                f"chain {short(item['chain'])}",
-                icon=":material/link:",
+                f"Winner: chain {short(item['chain'])}",
+                icon=":material/star:",
                 chain=item["chain"],
             )
-            for name, value in item["metrics"].items():
-                st.caption(f"{label(name)} {metric(name, value)}")
+            st.caption(numbers)

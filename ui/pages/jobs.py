@@ -11,14 +11,14 @@ import streamlit as st
 
 from ui.following import fraction, progress_text
 from ui.formats import age, duration
-from ui.site import Site, state_badge
+from ui.site import Site, guarded, state_badge
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
     from zoo.jobs import Job
 
 PAGE = 20
-WIDTHS = (2.4, 1.0, 1.3, 3.0, 1.0, 1.1, 1.1, 1.3)
+WIDTHS = (2.2, 1.0, 1.5, 3.0, 0.9, 1.2, 1.1, 1.3)
 KINDS = ("search", "assemble", "preview", "profile", "measure")
 
 
@@ -32,10 +32,10 @@ def draw(site: Site) -> None:
         kinds = st.pills(
             "Kind",
             KINDS,
+            default=("search", "assemble"),
             selection_mode="multi",
             key="kind",
             bind="query-params",
-            help="Without a choice all kinds are shown.",
         )
         states = st.pills(
             "State",
@@ -48,6 +48,7 @@ def draw(site: Site) -> None:
 
 
 @st.fragment(run_every=3)
+@guarded
 def _live(site: Site, kinds: tuple[str, ...], states: tuple[str, ...]) -> None:
     zoo = site.zoo
     _totals(zoo)
@@ -59,7 +60,7 @@ def _live(site: Site, kinds: tuple[str, ...], states: tuple[str, ...]) -> None:
     shown = st.session_state.get("jobs_shown", PAGE)
     jobs = list(islice(wanted, shown + 1))
     if not jobs:
-        st.info("No job yet. Start one with “New search”.", icon=":material/info:")
+        st.info("No such job. Start one with “New search”.", icon=":material/info:")
         return
     if not zoo.workers() and any(job.state == "queued" for job in jobs):
         st.warning(

@@ -10,7 +10,7 @@ import streamlit as st
 
 from ui.catalogue import Entry
 from ui.formats import count, duration, label, metric
-from ui.request_text import limit, search_command, value
+from ui.request_text import limits, search_command, value
 from ui.site import Site
 from zoo.errors import BlockyardError, InvalidInputError
 from zoo.jobs import JobKind
@@ -64,7 +64,7 @@ def _form(site: Site) -> tuple[str, dict[str, Any], str | None]:
             help=f"Metrics: {', '.join(METRICS)}. Candidates outside are infeasible.",
         )
         try:
-            spec["limits"] = [limit(line) for line in text.splitlines() if line.strip()]
+            spec["limits"] = limits(line for line in text.splitlines() if line.strip())
         except InvalidInputError as error:
             problem = str(error)
         left, middle, right = st.columns(3)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from ui.following import progress_text
 from ui.formats import age
-from ui.site import Site
+from ui.site import Site, guarded
 
 
 def draw(site: Site) -> None:
@@ -19,6 +19,7 @@ def draw(site: Site) -> None:
 
 
 @st.fragment(run_every=5)
+@guarded
 def _live(site: Site) -> None:
     from zoo.jobs import JobState
 
