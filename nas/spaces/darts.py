@@ -17,16 +17,28 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from math import comb, prod
 
 from torch import nn
 
+from nas.graph import Graph
 from zoo.builders import build_chain
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, UnknownNameError
-from zoo.families.darts import OPERATIONS, Edge, Nodes, cell_spec, head_spec, stem_spec
+from zoo.families.darts import (
+    OPERATIONS,
+    Edge,
+    Head,
+    Nodes,
+    cell_spec,
+    head_spec,
+    operation,
+    preprocess,
+    stem_layers,
+    stem_spec,
+)
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 _EDGE = re.compile(r"(\w+)\((\d+)\)")
@@ -229,6 +241,24 @@ class DartsSpace:
     ) -> nn.Module:
         return build_chain(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``, two channels wide and at most 16 pixels high."""
+        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
+        genotype = self.decode(architecture)
+        in_chans, *size = inputs.shape
+        graph = Graph(TensorSpec(shape=(in_chans, *(min(side or 16, 16) for side in size))))
+        stem = partial(stem_layers, int(in_chans or 1), 4)
+        s0 = s1 = graph.apply(f"stem {specs[0].id}", stem, graph.input())
+        widths, thin = (4, 4), 2
+        for position, spec in enumerate(specs[1:-1]):
+            reduction = position in self.reductions
+            thin *= 2 if reduction else 1
+            nodes = genotype.reduce if reduction else genotype.normal
+            s0, s1 = s1, _draw_cell(graph, spec, nodes, (s0, s1), widths, thin)
+            widths = (widths[1], thin * self.nodes)
+        graph.apply(f"head {specs[-1].id}", partial(Head, widths[1], num_classes), s1)
+        return graph
+
     def _architecture(self, choices: list[int]) -> Architecture:
         return Architecture(space=self.describe(), choices=tuple(choices))
 
@@ -263,6 +293,37 @@ class DartsSpace:
             )
             for node in range(self.nodes)
         )
+
+
+def _draw_cell(
+    graph: Graph,
+    spec: BlockSpec,
+    nodes: Nodes,
+    inputs: tuple[int, int],
+    widths: tuple[int, int],
+    thin: int,
+) -> int:
+    """Draw one cell ``thin`` channels wide; ``widths`` are those of its drawn inputs."""
+    interface = f"{[list(tensor.shape) for tensor in spec.inputs]} {spec.params['channels']}"
+    states = []
+    for at, halve in enumerate((bool(spec.params["reduction_prev"]), False)):
+        make = partial(preprocess, widths[at], thin, halve=halve, affine=False)
+        states.append(graph.apply(f"preprocess {at} {interface}", make, inputs[at]))
+    for edges in nodes:
+        terms = []
+        for op, state in edges:
+            stride = 2 if spec.params["reduction"] and state < 2 else 1
+            make = partial(operation, op, thin, stride=stride, affine=False)
+            if op == "skip_connect" and stride == 1:
+                terms.append(graph.identity(states[state]))
+            elif op.endswith("_pool_3x3"):
+                name = f"{op} /{stride}"
+                terms.append(graph.apply(name, make, states[state], parametric=False))
+            else:
+                name = f"{op} /{stride} {interface}"
+                terms.append(graph.apply(name, make, states[state]))
+        states.append(graph.add(*terms))
+    return graph.concat(*states[2:])
 
 
 def _pairs(node: int) -> list[tuple[int, ...]]:

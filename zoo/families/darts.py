@@ -179,16 +179,22 @@ def preprocess(in_chans: int, out_chans: int, *, halve: bool, affine: bool) -> n
     return (FactorizedReduce if halve else ReluConvBn)(in_chans, out_chans, affine=affine)
 
 
+def stem_layers(in_chans: int, out_chans: int) -> nn.Sequential:
+    """Build the 3x3 convolution and batch norm of the stem."""
+    return nn.Sequential(
+        nn.Conv2d(in_chans, out_chans, 3, padding=1, bias=False), nn.BatchNorm2d(out_chans)
+    )
+
+
 class Stem(nn.Module):
-    """3x3 convolution and batch norm, returned twice: both inputs of the first cell."""
+    """The stem's layers, their result returned twice: both inputs of the first cell."""
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, out_chans, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(out_chans)
+        self.layers = stem_layers(in_chans, out_chans)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.bn(self.conv(x))
+        state = self.layers(x)
         return state, state
 
 
