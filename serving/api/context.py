@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from serving.api.auth import Authenticator, Principal
@@ -15,7 +15,7 @@ from serving.api.models import Models
 from serving.api.settings import ApiSettings
 from serving.engine import Engine
 from zoo.canonical import Json, plain
-from zoo.errors import InvalidInputError, NotFoundError
+from zoo.errors import InvalidInputError, NotFoundError, NotReadyError
 from zoo.jobs import Job
 from zoo.store.protocols import Store
 
@@ -65,6 +65,16 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(pattern=_CURSOR, description="next of the page before")]
 Word = Annotated[str | None, Query(pattern=f"^{NAME}$")]
 Count = Annotated[int | None, Query(ge=0, le=BIG)]
+
+
+def check_not_draining(app: FastAPI) -> None:
+    """Tell load balancers to look elsewhere; what still arrives is answered nevertheless.
+
+    Raises:
+        NotReadyError: The server was told to stop.
+    """
+    if app.state.draining:
+        raise NotReadyError("the server is shutting down; send requests to another")
 
 
 def own_job(api: Context, caller: Principal, job_id: str) -> Job:

@@ -13,7 +13,7 @@ from serving.api.auth import Authenticator, required_scope
 from serving.api.errors import error_response
 from serving.api.metrics import Metrics
 from serving.api.settings import ApiSettings
-from zoo.errors import BlockyardError, InvalidInputError, NotReadyError, TooLargeError
+from zoo.errors import BlockyardError, InvalidInputError, TooLargeError
 
 REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 BOUNDED_BY_ROUTE = re.compile(r"/v1/files/[^/]+|/v2/models/[^/]+(/versions/[^/]+)?/infer")
@@ -21,11 +21,7 @@ BOUNDED_BY_ROUTE = re.compile(r"/v1/files/[^/]+|/v2/models/[^/]+(/versions/[^/]+
 
 
 class Gate:
-    """ASGI middleware around the whole application, its documentation and its 404s.
-
-    ``draining`` is set when the server was told to stop: requests that still arrive on
-    open connections get 503.
-    """
+    """ASGI middleware around the whole application, its documentation and its 404s."""
 
     def __init__(
         self,
@@ -62,7 +58,6 @@ class Gate:
 
         try:
             try:
-                self._check(scope)
                 needed = required_scope(scope["method"], scope["path"])
                 scope["principal"] = await self._authenticator.authorize(scope, headers, needed)
                 self._check_size(scope, headers)
@@ -72,10 +67,6 @@ class Gate:
             await self._app(scope, receive, answer)
         finally:
             self._metrics.request(scope, status, time.perf_counter() - began)
-
-    def _check(self, scope: Scope) -> None:
-        if scope["app"].state.draining and scope["path"] != "/health":
-            raise NotReadyError("the server is shutting down; send the request to another")
 
     def _check_size(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         """Refuse a body that is too long, or whose length is not known beforehand."""

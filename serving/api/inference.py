@@ -20,7 +20,7 @@ from starlette.types import Receive
 from torch import Tensor
 
 from serving.api import schemas
-from serving.api.context import Api, Context, Name
+from serving.api.context import Api, Context, Name, check_not_draining
 from serving.api.errors import json_response
 from serving.api.models import Model
 from serving.api.ports import Port
@@ -71,8 +71,9 @@ async def live() -> Response:
 
 
 @router.get("/health/ready", response_model=schemas.Ready)
-async def ready() -> Response:
+async def ready(request: Request) -> Response:
     """Say that the server takes requests; while it shuts down, the answer is 503."""
+    check_not_draining(request.app)
     return json_response({"ready": True})
 
 

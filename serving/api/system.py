@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.api import schemas
 from serving.api.catalogue import catalogue
-from serving.api.context import Api, Caller, Name, check_text
+from serving.api.context import Api, Caller, Name, check_not_draining, check_text
 from serving.api.errors import json_response
 from serving.api.metrics import CONTENT_TYPE
 from zoo.errors import InvalidInputError
@@ -27,8 +28,9 @@ async def health() -> Response:
 
 
 @router.get("/ready", response_model=schemas.Ready)
-def ready(api: Api) -> Response:
+def ready(request: Request, api: Api) -> Response:
     """Say that the store answers and requests are taken; otherwise the answer is an error."""
+    check_not_draining(request.app)
     api.store.jobs.jobs(JobQuery(), limit=1)
     return json_response({"ready": True})
 

@@ -8,13 +8,20 @@ options of ``zoo.store.open_store``, and returns a store and how to close it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
+from safetensors.numpy import save
 
 from zoo.canonical import Json
+from zoo.remote import HttpStore
 from zoo.spec import Block, BlockSpec, Chain, TensorSpec
 from zoo.store import open_store
 from zoo.store.protocols import Store
@@ -35,9 +42,23 @@ def open_postgres(request: pytest.FixtureRequest, options: Mapping[str, Any]) ->
     return opened, opened.close
 
 
+def open_http(request: pytest.FixtureRequest, options: Mapping[str, Any]) -> Opened:
+    """A real server over SQLite; who announces workers does so at the database, as ever."""
+    from tests.running_server import running
+
+    database, close = open_sqlite(request, options)
+    stack = ExitStack()
+    stack.callback(close)
+    server = stack.enter_context(running(database))
+    remote = stack.enter_context(HttpStore(server.url))
+    parts = {name: getattr(remote, name) for name in ("files", "blocks", "jobs", "keys")}
+    return SimpleNamespace(**parts, devices=database.devices), stack.close
+
+
 OPENERS: dict[str, Callable[[pytest.FixtureRequest, Mapping[str, Any]], Opened]] = {
     "sqlite": open_sqlite,
     "postgres": open_postgres,
+    "http": open_http,
 }
 
 
@@ -89,13 +110,22 @@ def make_block() -> Callable[..., Block]:
         spec = BlockSpec(op="test.op", params={"v": value}, inputs=interface, outputs=interface)
         values: dict[str, Any] = {
             "spec": spec,
-            "weights": store.files.put(b"weights %d" % value),
+            "weights": store.files.put(save({"w": np.full(4, value, np.float32)})),
             "num_params": 10 + value,
             "size_bytes": 40 + value,
         }
         return Block(**(values | changes))
 
     return make
+
+
+@pytest.fixture
+def onnx_file() -> bytes:
+    """The smallest ONNX model: it passes a row of four numbers on."""
+    ports = [make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    graph = make_graph([make_node("Identity", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    data: bytes = make_model(graph).SerializeToString()
+    return data
 
 
 @pytest.fixture

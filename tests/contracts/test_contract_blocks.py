@@ -127,10 +127,10 @@ class TestChains:
         assert store.blocks.chains().items == ()
 
     def test_a_known_chain_takes_the_newer_card_and_keeps_its_file(
-        self, make_store: Any, put_chain: Any
+        self, make_store: Any, put_chain: Any, onnx_file: bytes
     ) -> None:
         store = make_store()
-        onnx = store.files.put(b"onnx")
+        onnx = store.files.put(onnx_file)
         chain = put_chain(store, 1, card=CARD, onnx=onnx, job="job_1")
         newer = {**CARD, "task": "cifar10", "metrics": {"accuracy": 0.5}}
         assert store.blocks.put_chain(Chain(blocks=chain.blocks, card=newer)) == chain.id

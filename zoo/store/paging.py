@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, or_
@@ -14,8 +14,12 @@ from sqlalchemy.orm import Session
 
 from zoo.errors import InvalidInputError
 from zoo.store.protocols import Page
+from zoo.store.tables import UtcDateTime
 
 MAX_LIMIT = 1000
+
+_ID = re.compile(r"[0-9A-Za-z_.-]{1,128}")
+_BIGGEST = 2**62
 
 T = TypeVar("T")
 
@@ -43,7 +47,7 @@ def fetch_page(
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidInputError(f"limit {limit} is out of range; use 1 to {MAX_LIMIT}")
     if cursor is not None:
-        value, last_id = _decode(cursor, order)
+        value, last_id = _decode(cursor, order, timed=isinstance(key.type, UtcDateTime))
         if descending:
             after = or_(key < value, and_(key == value, id_column < last_id))
         else:
@@ -65,22 +69,27 @@ def _encode(order: str, value: Any, last_id: str) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _decode(cursor: str, order: str) -> tuple[Any, str]:
+def _decode(cursor: str, order: str, *, timed: bool) -> tuple[Any, str]:
+    """Return the key and id in a cursor; one that was not made by ``_encode`` is refused."""
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         kept_order, tagged, last_id = json.loads(data)
-        value = datetime.fromisoformat(tagged["at"]) if "at" in tagged else tagged["value"]
-        valid = (
-            kept_order == order
-            and isinstance(last_id, str)
-            and isinstance(value, datetime | int | float)
-            and (not isinstance(value, datetime) or value.tzinfo is not None)
-        )
-    except (ValueError, TypeError, KeyError, binascii.Error) as error:
+        value = _moment(tagged["at"]) if timed else tagged["value"]
+        valid = kept_order == order and bool(_ID.fullmatch(last_id))
+        if not timed:
+            valid = valid and type(value) in (int, float) and abs(value) <= _BIGGEST
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise _wrong(cursor) from error
     if not valid:
         raise _wrong(cursor)
     return value, last_id
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(text)
+    return moment.astimezone(UTC)
 
 
 def _wrong(cursor: str) -> InvalidInputError:
