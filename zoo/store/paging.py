@@ -74,7 +74,7 @@ def _decode(cursor: str, order: str, *, timed: bool) -> tuple[Any, str]:
     try:
         data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         kept_order, tagged, last_id = json.loads(data)
-        value = _moment(tagged["at"]) if timed else tagged["value"]
+        value: Any = _moment(tagged["at"]) if timed else tagged["value"]
         valid = kept_order == order and bool(_ID.fullmatch(last_id))
         if not timed:
             valid = valid and type(value) in (int, float) and abs(value) <= _BIGGEST
