@@ -127,7 +127,7 @@ def db() -> None:
 @pass_terminal
 def db_upgrade(terminal: Terminal, revision: str) -> None:
     """Bring the schema to a revision; data is kept."""
-    become("migrations", ["upgrade", *terminal.connection.database_options()[:2], revision])
+    become("migrations", ["upgrade", revision, *terminal.connection.database_options()[:2]])
 
 
 @db.command("downgrade")
@@ -136,7 +136,7 @@ def db_upgrade(terminal: Terminal, revision: str) -> None:
 def db_downgrade(terminal: Terminal, revision: str) -> None:
     """Take the schema back to a revision; what it has no place for is dropped."""
     terminal.confirm(f"Take {terminal.connection.url} back to revision {revision}?")
-    become("migrations", ["downgrade", *terminal.connection.database_options()[:2], revision])
+    become("migrations", ["downgrade", revision, *terminal.connection.database_options()[:2]])
 
 
 @db.command("current")
