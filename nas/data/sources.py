@@ -291,10 +291,10 @@ def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise MissingDataError(f"there is no file {path}; give an npz with images and labels")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise InvalidInputError(f"{path} is one array; give an npz with images and labels")
-        with loaded:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise InvalidInputError(f"{path} is one array; give an npz with images and labels")
             return {key: loaded[key] for key in loaded.files}
     except _UNREADABLE as error:
         raise InvalidInputError(f"{path} cannot be read as an npz file: {error}") from error
