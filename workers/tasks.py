@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 from workers.worker import Worker, waits
@@ -16,7 +15,9 @@ logger = logging.getLogger(__name__)
 def register(app: Any, worker: Worker) -> None:
     """Have ``app`` run jobs in ``worker``."""
 
-    app.task(partial(run_message, worker), name=RUN_JOB, shared=False)
+    @app.task(name=RUN_JOB, shared=False)  # type: ignore[untyped-decorator]
+    def run_job(job_id: object) -> None:
+        run_message(worker, job_id)
 
 
 def run_message(worker: Worker, job_id: object) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, permutations
 from typing import Protocol
 
-from zoo.canonical import Json, plain
+from zoo.canonical import Json, content_id, plain
 from zoo.errors import InfeasibleError, TrainerError, UnknownNameError
 from zoo.schemas import METRICS
 from zoo.spec import Block, Chain
@@ -102,7 +102,8 @@ def assemble(
     options = [option for option in stored if search.plausible(option)]
     considered = len(stored)
     if evaluate is not None:
-        fresh = list(islice(recombinations(chains), MAX_RECOMBINATIONS))
+        parents = [option.chain for option in sorted(stored, key=search.order)]
+        fresh = list(islice(recombinations(parents), MAX_RECOMBINATIONS))
         considered += len(fresh)
         options += search.evaluated(fresh, options, profiles, evaluate)
     chosen = search.decide(options)
@@ -117,15 +118,16 @@ def recombinations(chains: Sequence[Chain]) -> Iterator[tuple[Chain, tuple[Chain
     Only chains of one task meet: same data, same classes, same outer interface.
     """
     seen = {chain.id for chain in chains}
-    for left in chains:
-        for right in chains:
-            if left is right or _task(left) != _task(right):
-                continue
+    tasks: dict[str, list[Chain]] = {}
+    for chain in chains:
+        tasks.setdefault(content_id(_task(chain)), []).append(chain)
+    for group in tasks.values():
+        for left, right in permutations(group, 2):
             for blocks in _crossings(left, right):
-                chain = Chain(blocks=blocks)
-                if chain.id not in seen:
-                    seen.add(chain.id)
-                    yield chain, (left, right)
+                made = Chain(blocks=blocks)
+                if made.id not in seen:
+                    seen.add(made.id)
+                    yield made, (left, right)
 
 
 def _crossings(left: Chain, right: Chain) -> Iterator[tuple[Block, ...]]:
@@ -219,7 +221,7 @@ class _Search:
             option = _Option(chain=chain, metrics=guess, parents=parents)
             if self._could_win(option, parts, rivals):
                 guesses.append(option)
-        guesses.sort(key=self._order)
+        guesses.sort(key=self.order)
         options = []
         for option in guesses[:MAX_EVALUATED]:
             try:
@@ -234,8 +236,8 @@ class _Search:
     def decide(self, options: Sequence[_Option]) -> _Option | None:
         """Measure options whole, best first, until the best of those left cannot win."""
         best: _Option | None = None
-        for count, option in enumerate(sorted(options, key=self._order)):
-            if best is not None and self._order(option) >= self._order(best):
+        for count, option in enumerate(sorted(options, key=self.order)):
+            if best is not None and self.order(option) >= self.order(best):
                 self._refuse(option, self._compared(option, best))
                 continue
             if count >= MAX_MEASURED:
@@ -250,7 +252,7 @@ class _Search:
             if broken:
                 why = "; ".join(_says(limit, measured.metrics) for limit in broken)
                 self._refuse(measured, f"measured whole: {why}")
-            elif best is None or self._order(measured) < self._order(best):
+            elif best is None or self.order(measured) < self.order(best):
                 if best is not None:
                     self._refuse(best, self._compared(best, measured))
                 best = measured
@@ -323,7 +325,8 @@ class _Search:
             if all(_holds(limit, rival.metrics) for limit in self._limits)
         )
 
-    def _order(self, option: _Option) -> tuple[float, float, str]:
+    def order(self, option: _Option) -> tuple[float, float, str]:
+        """Return what sorts options by objective, then latency; the best is the least."""
         value = _score(option.metrics, self._objective)
         first = float("inf") if value is None else self._sign * value
         return first, option.metrics.get("latency_ms", float("inf")), option.chain.id

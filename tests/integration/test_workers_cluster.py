@@ -1,0 +1,216 @@
+"""Real Celery workers on PostgreSQL and Redis: killed, frozen, and cut off from the broker."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import make_url
+
+from tests import toys
+from workers.app import QUEUE, CeleryQueue, make_app
+from zoo.jobs import RUN_JOB, Arm, Job, JobKind, JobRequest, JobState
+from zoo.store import open_store
+from zoo.store.protocols import Store
+
+pytestmark = pytest.mark.slow
+
+SLOW = {"space": {"delay_s": 0.15}, "candidates": 8, "reuse": False}
+
+
+@dataclass
+class Cluster:
+    """A store, a broker, and the worker processes started on them."""
+
+    store: Store
+    queue: CeleryQueue
+    command: list[str]
+    log: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(self.command, env=toys.environment(), stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def submit(self, **changes: object) -> Job:
+        job = self.store.jobs.submit(JobKind.SEARCH, toys.search(**changes))  # type: ignore[arg-type]
+        self.queue.send(job.id)
+        return job
+
+    def owner(self, job_id: str) -> subprocess.Popen[bytes]:
+        """Return the process whose worker runs the job."""
+        worker = toys.wait_for(lambda: self.store.jobs.job(job_id).worker, what="a claim")
+        return next(p for p in self.processes if f"-{p.pid}-" in worker)
+
+    def evaluated(self, job_id: str) -> int:
+        return len(self.store.jobs.candidates(job_id, arm=Arm.SEARCH))
+
+
+PROGRAM = """
+import sys
+from tests import toys
+from workers import commands
+from workers.__main__ import parser
+toys.install()
+sys.exit(commands.run(parser().parse_args(sys.argv[1:]), toys.QUICK))
+"""
+
+
+@pytest.fixture(scope="module")
+def database(postgres_url: str) -> Iterator[str]:
+    """A database for the module; the migrated template is for copying only."""
+    name = f"cluster_{uuid.uuid4().hex[:8]}"
+    server = make_url(postgres_url)
+    admin = server.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    yield server.set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    database: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Two worker processes for the module; a test that kills one starts another."""
+    toys.install()
+    folder = tmp_path_factory.mktemp("cluster")
+    store = open_store(database, files=folder / "files")
+    options = ["--db", database, "--files", str(folder / "files"), "--broker", redis_url]
+    command = [sys.executable, "-c", PROGRAM, "worker", *options, "--log-level", "info"]
+    cluster = Cluster(store, CeleryQueue(redis_url, store), command, folder / "log")
+    cluster.start()
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        for process in cluster.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        codes = [process.wait(30) for process in cluster.processes]
+        cluster.queue.close()
+        store.close()
+    assert set(codes) <= {0, -signal.SIGKILL}, cluster.log.read_text()[-3000:]
+
+
+def scores(cluster: Cluster, job_id: str) -> list[tuple[object, ...]]:
+    return [
+        (item.number, item.architecture_id, item.state, item.metrics["accuracy"])
+        for item in cluster.store.jobs.candidates(job_id, arm=Arm.SEARCH)
+    ]
+
+
+def winners(job: Job) -> list[str]:
+    assert job.result is not None
+    return [winner["chain"] for winner in job.result["winners"]]  # type: ignore[misc,index,call-overload,union-attr]
+
+
+def test_a_search_whose_worker_is_killed_goes_on_elsewhere_to_the_same_winner(
+    cluster: Cluster,
+) -> None:
+    undisturbed = toys.succeeded(cluster.store, cluster.submit(seed=31, **SLOW).id)
+    job = cluster.submit(seed=31, **SLOW)
+    toys.wait_for(lambda: cluster.evaluated(job.id) > 3, what="the fourth candidate")
+    victim = cluster.owner(job.id)
+    first = cluster.store.jobs.job(job.id)
+    victim.kill()
+    victim.wait()
+    cluster.start()
+    ended = toys.succeeded(cluster.store, job.id)
+    assert ended.token > first.token
+    assert ended.worker != first.worker
+    assert scores(cluster, job.id) == scores(cluster, undisturbed.id)
+    assert winners(ended) == winners(undisturbed)
+    numbers = [item.number for item in cluster.store.jobs.candidates(job.id, arm=Arm.SEARCH)]
+    assert numbers == list(range(SLOW["candidates"]))  # type: ignore[call-overload]
+
+
+def test_a_worker_frozen_beyond_its_lease_is_refused_when_it_wakes(cluster: Cluster) -> None:
+    job = cluster.submit(seed=32, **SLOW)
+    toys.wait_for(lambda: cluster.evaluated(job.id) > 2, what="the third candidate")
+    frozen = cluster.owner(job.id)
+    first = cluster.store.jobs.job(job.id)
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        toys.wait_for(
+            lambda: cluster.store.jobs.job(job.id).token > first.token, what="a new claim"
+        )
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    ended = toys.succeeded(cluster.store, job.id)
+    assert ended.worker != first.worker
+    numbers = [item.number for item in cluster.store.jobs.candidates(job.id, arm=Arm.SEARCH)]
+    assert numbers == list(range(SLOW["candidates"]))  # type: ignore[call-overload]
+    toys.wait_for(
+        lambda: "are refused" in cluster.log.read_text(), timeout_s=20, what="the refusal"
+    )
+    assert frozen.poll() is None  # it lives on and takes other jobs
+
+
+def test_jobs_that_the_broker_forgot_are_announced_again(cluster: Cluster, redis_url: str) -> None:
+    jobs = [cluster.store.jobs.submit(JobKind.SEARCH, toys.search(seed=33)) for _ in range(3)]
+    with redis.Redis.from_url(redis_url) as broker:
+        broker.flushall()  # as a restart without persistence leaves it
+    for job in jobs:
+        toys.succeeded(cluster.store, job.id)
+
+
+def test_a_message_that_is_doubled_or_forged_runs_nothing_twice(
+    cluster: Cluster, redis_url: str
+) -> None:
+    job = cluster.submit(seed=34)
+    for _ in range(50):
+        cluster.queue.send(job.id)
+    app = make_app(redis_url)
+    for forged in (["job_of-nobody"], [{"job": job.id}], [None], []):
+        app.send_task(RUN_JOB, args=forged, queue=QUEUE)
+    app.send_task("os.system", args=["exit"], queue=QUEUE)
+    app.close()
+    ended = toys.succeeded(cluster.store, job.id)
+    assert (ended.attempt, ended.token) == (1, 1)
+    toys.wait_for(lambda: cluster.queue.depth(QUEUE) == 0, what="an empty queue")
+    assert cluster.store.jobs.job(job.id).token == 1
+
+
+def test_a_pickled_message_is_thrown_away_unread(cluster: Cluster, redis_url: str) -> None:
+    app = Celery(broker=redis_url, set_as_current=False)
+    app.conf.update(task_serializer="pickle", accept_content=["pickle"], task_default_queue=QUEUE)
+    app.send_task(RUN_JOB, args=["job_x"], queue=QUEUE)
+    app.close()
+    toys.wait_for(lambda: cluster.queue.depth(QUEUE) == 0, what="an empty queue")
+    toys.succeeded(cluster.store, cluster.submit(seed=35).id)
+
+
+def test_a_cancelled_search_leaves_its_worker_free_within_seconds(cluster: Cluster) -> None:
+    space = {"widths": [4], "twins": 1, "faults": {"4": "hang"}}
+    job = cluster.submit(seed=36, space=space)
+    toys.wait_for(lambda: cluster.evaluated(job.id), what="the first candidate")
+    cluster.store.jobs.request(job.id, JobRequest.CANCEL)
+    ended = toys.finished(cluster.store, job.id, timeout_s=10)
+    assert ended.state is JobState.CANCELLED
+
+
+def test_a_stopped_worker_hands_its_job_back_at_once(cluster: Cluster) -> None:
+    job = cluster.submit(seed=37, **SLOW)
+    toys.wait_for(lambda: cluster.evaluated(job.id) > 1, what="the second candidate")
+    stopped = cluster.owner(job.id)
+    stopped.terminate()
+    assert stopped.wait(20) == 0
+    cluster.start()
+    ended = toys.succeeded(cluster.store, job.id)
+    assert ended.token == 2
+    said = [event.message for event in cluster.store.jobs.events(job.id)]
+    assert any(line.startswith("resumed from the checkpoint") for line in said)
