@@ -10,6 +10,7 @@ from nas.cost import cost
 from nas.data import Split
 from nas.evaluation import EvaluatorContext, fresh_network
 from nas.training import describe_recipe
+from zoo.builders import ChainModule
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError
 from zoo.spec import Architecture, Evaluation
@@ -52,7 +53,7 @@ class LinearProbe:
         network = fresh_network(context.space, architecture, self._data, seed=context.seed)
         metrics = cost(network, self._data.inputs).metrics()
         blocks = list(network.to(context.device).train().children())
-        metrics["accuracy"] = self._probe(nn.Sequential(*blocks[:-1]))
+        metrics["accuracy"] = self._probe(ChainModule(*blocks[:-1]))
         device = None
         if context.measure is not None:
             latency = context.measure(architecture)
@@ -71,9 +72,10 @@ class LinearProbe:
 
     def _features(self, body: nn.Module, split: Split) -> Tensor:
         with torch.inference_mode():
-            parts = [
-                functional.adaptive_avg_pool2d(body(self._data.normalize(images)), 4).flatten(1)
-                for images in split.images.split(512)
-            ]
+            parts = []
+            for images in split.images.split(512):
+                maps = body(self._data.normalize(images))
+                newest = maps[-1] if isinstance(maps, tuple) else maps
+                parts.append(functional.adaptive_avg_pool2d(newest, 4).flatten(1))
         pooled = torch.cat(parts).double()
         return torch.cat((pooled, pooled.new_ones(len(pooled), 1)), dim=1)

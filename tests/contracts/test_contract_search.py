@@ -1,0 +1,250 @@
+"""What every search space, method and evaluator promises, over all of them.
+
+The implementations are the registered ones and those of the example package.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nas.checkpoint import pack, unpack
+from nas.data import DataSet, load_dataset
+from nas.evaluation import EvaluatorContext, Latency
+from nas.plugins import MethodContext, catalogue, make_evaluator, make_method, make_space
+from nas.protocols import Evaluator, SearchMethod, SearchSpace, StepReport
+from nas.training import FixedRecipe
+from zoo.canonical import canonical_json
+from zoo.errors import ConflictError, InvalidInputError
+from zoo.spec import METRICS, Architecture, Evaluation, TensorSpec, check_interfaces
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "plugins"
+IMAGE = TensorSpec(shape=(1, 8, 8))
+SMALL_DARTS = {
+    "cells": 2,
+    "channels": 4,
+    "nodes": 1,
+    "ops": ["none", "skip_connect", "max_pool_3x3"],
+}
+
+SPACES = {"darts": SMALL_DARTS, "plain-conv": {"layers": 2}}
+METHODS: dict[str, dict[str, Any]] = {
+    "nsga2": {"candidates": 9},
+    "tpe": {"candidates": 9},
+    "random": {"candidates": 9},
+    "local-search": {"candidates": 9},
+    "pc-darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "k": 2},
+}
+EVALUATORS = ("training", "linear-probe")
+
+
+def example(module: str, name: str) -> Any:
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    return getattr(import_module(f"blockyard_example.{module}"), name)
+
+
+def space_named(name: str) -> SearchSpace:
+    if name == "plain-conv":
+        space: SearchSpace = example("space", "PlainConvSpace")(**SPACES[name])
+        return space
+    return make_space(name, SPACES[name])
+
+
+def method_named(name: str, context: MethodContext) -> SearchMethod:
+    if name == "local-search":
+        method: SearchMethod = example("method", "LocalSearch")(context, **METHODS[name])
+        return method
+    return make_method(name, METHODS[name], context)
+
+
+def evaluator_named(name: str, context: EvaluatorContext) -> Evaluator:
+    if name == "linear-probe":
+        evaluator: Evaluator = example("evaluator", "LinearProbe")(context)
+        return evaluator
+    return make_evaluator(name, {}, context)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    labels = np.arange(60) % 3
+    noise = np.random.default_rng(0).integers(0, 60, (60, 1, 8, 8))
+    path = tmp_path_factory.mktemp("data") / "x.npz"
+    np.savez(path, images=(noise + 90 * labels[:, None, None, None]).astype("u1"), labels=labels)
+    return load_dataset(f"npz:{path}", root=None, seed=0)
+
+
+def test_every_registered_plug_in_is_held_to_its_contract() -> None:
+    def names(kind: str) -> set[str]:
+        listed: Any = catalogue()[kind]
+        return {item["name"] for item in listed}
+
+    assert names("spaces") - {"toy"} <= SPACES.keys()
+    assert names("methods") <= METHODS.keys()
+    assert names("evaluators") <= set(EVALUATORS)
+
+
+@pytest.fixture(params=SPACES)
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    return space_named(request.param)
+
+
+def some(space: SearchSpace, count: int = 5) -> list[Architecture]:
+    rng = random.Random(0)
+    return [space.sample(rng) for _ in range(count)]
+
+
+def test_a_space_describes_itself_completely(space: SearchSpace) -> None:
+    assert isinstance(space, SearchSpace)
+    described = space.describe()
+    assert canonical_json(described)
+    again = type(space)(**described["params"])  # type: ignore[arg-type]
+    assert again.describe() == described
+    assert again.cardinalities() == space.cardinalities()
+    assert space.size() >= 1
+
+
+def test_samples_belong_to_the_space_and_follow_the_generator(space: SearchSpace) -> None:
+    for architecture in some(space):
+        space.check(architecture)
+        assert len(architecture.choices) == len(space.cardinalities())
+        assert space.summary(architecture)
+        assert "\n" not in space.summary(architecture)
+    assert some(space) == some(space)
+
+
+def test_neighbours_are_legal_distinct_and_others(space: SearchSpace) -> None:
+    architecture = some(space)[0]
+    neighbours = list(space.neighbours(architecture))
+    assert len(set(neighbours)) == len(neighbours) > 0
+    assert architecture not in neighbours
+    for neighbour in neighbours:
+        space.check(neighbour)
+
+
+def test_a_mutant_is_a_neighbour(space: SearchSpace) -> None:
+    rng = random.Random(1)
+    for architecture in some(space):
+        assert space.mutate(architecture, rng) in set(space.neighbours(architecture))
+
+
+def test_what_is_not_in_the_space_is_refused(space: SearchSpace) -> None:
+    options = space.cardinalities()
+    for choices in (options, (-1, *options[1:]), (0,) * (len(options) + 1), ()):
+        with pytest.raises(InvalidInputError):
+            space.check(Architecture(space=space.describe(), choices=tuple(choices)))
+
+
+def test_blocks_fit_each_other_and_the_network_maps_images_to_logits(space: SearchSpace) -> None:
+    for architecture in some(space, 3):
+        specs = space.blocks(architecture, inputs=IMAGE, num_classes=3)
+        check_interfaces(specs)
+        assert specs[0].inputs == (IMAGE,)
+        assert specs[-1].outputs == (TensorSpec(shape=(3,)),)
+        network = space.build(architecture, inputs=IMAGE, num_classes=3)
+        assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+        assert len(list(network.children())) == len(specs)
+
+
+class Table:
+    """Scores without training: the metrics are sums of choices."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"evaluator": "table"}
+
+    def evaluate(self, architecture: Architecture) -> Evaluation:
+        first = sum(architecture.choices)
+        metrics = {"accuracy": first / 100, "latency_ms": 1.0 + first % 7}
+        return Evaluation(metrics=metrics, cost_s=0.0)
+
+
+@pytest.fixture(params=METHODS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def fresh(name: str, data: DataSet) -> SearchMethod:
+    space = make_space("darts", SMALL_DARTS)
+    return method_named(name, MethodContext(space=space, seed=1, data=data, evaluator=Table()))
+
+
+def drive(method: SearchMethod, steps: int | None = None) -> list[StepReport]:
+    def reports() -> Any:
+        while True:
+            report = method.step()
+            yield report
+            if report.done:
+                return
+
+    return list(islice(reports(), steps))
+
+
+def test_a_method_counts_its_steps_to_the_end(name: str, data: DataSet) -> None:
+    method = fresh(name, data)
+    assert isinstance(method, SearchMethod)
+    reports = drive(method)
+    assert [report.step for report in reports] == list(range(1, reports[0].total + 1))
+    assert {report.total for report in reports} == {reports[0].total}
+    assert all(report.message for report in reports)
+    with pytest.raises(ConflictError):
+        method.step()
+
+
+def test_a_method_returns_distinct_legal_architectures(name: str, data: DataSet) -> None:
+    method = fresh(name, data)
+    drive(method)
+    space = make_space("darts", SMALL_DARTS)
+    best = method.best(3)
+    assert 1 <= len(best) == len(set(best)) <= 3
+    assert best[:1] == method.best(1)
+    for architecture in best:
+        space.check(architecture)
+
+
+def test_a_resumed_method_repeats_bit_for_bit(name: str, data: DataSet) -> None:
+    undisturbed = fresh(name, data)
+    whole = drive(undisturbed)
+    first = fresh(name, data)
+    head = drive(first, 4)
+    saved = pack(first.state_dict())
+    drive(first, 1)
+    second = fresh(name, data)
+    second.load_state_dict(unpack(saved))
+    assert head + drive(second) == whole
+    assert second.best(3) == undisturbed.best(3)
+    assert pack(second.state_dict()) == pack(undisturbed.state_dict())
+
+
+@pytest.fixture(params=EVALUATORS)
+def evaluator(request: pytest.FixtureRequest, data: DataSet) -> Evaluator:
+    def measure(architecture: Architecture) -> Latency:
+        return Latency(median_ms=1.5, p95_ms=2.0, device="d1")
+
+    context = EvaluatorContext(
+        space=make_space("darts", SMALL_DARTS),
+        data=data,
+        recipe=FixedRecipe(epochs=1, batch_size=8),
+        measure=measure,
+    )
+    return evaluator_named(request.param, context)
+
+
+def test_an_evaluator_is_deterministic_and_reports_every_metric(evaluator: Evaluator) -> None:
+    assert isinstance(evaluator, Evaluator)
+    assert canonical_json(evaluator.describe())
+    architecture = some(make_space("darts", SMALL_DARTS))[0]
+    first, second = evaluator.evaluate(architecture), evaluator.evaluate(architecture)
+    assert first.metrics == second.metrics
+    assert METRICS.keys() <= first.metrics.keys()
+    assert 0 <= first.metrics["accuracy"] <= 1
+    assert first.device == "d1"
+    assert first.cost_s >= 0
+    assert Evaluation.from_json(first.to_json()) == first
