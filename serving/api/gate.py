@@ -16,6 +16,7 @@ from serving.api.settings import ApiSettings
 from zoo.errors import BlockyardError, InvalidInputError, TooLargeError
 
 REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 BOUNDED_BY_ROUTE = re.compile(r"/v1/files/[^/]+|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """Routes that read their bodies themselves, under limits of their own."""
 
@@ -52,8 +53,8 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                extra = ((b"x-request-id", request_id), NOSNIFF)
+                message["headers"] = [*message.get("headers", ()), *extra]
             await send(message)
 
         try:

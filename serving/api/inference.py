@@ -197,20 +197,20 @@ async def _run(
     Raises:
         DeadlineExceededError: The deadline passed, in the queue or during the work.
     """
-    queued = await api.models.submit(
-        model, inputs, deadline=deadline, tenant=request.scope["principal"].owner
-    )
-    answer = asyncio.wrap_future(queued)
-    watcher = asyncio.create_task(_cancel_on_disconnect(request.receive, answer))
+    watcher: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
+            tenant = request.scope["principal"].owner
+            queued = await api.models.submit(model, inputs, deadline=deadline, tenant=tenant)
+            answer = asyncio.wrap_future(queued)
+            watcher = asyncio.create_task(_cancel_on_disconnect(request.receive, answer))
             return await answer
     except TimeoutError as error:
         raise DeadlineExceededError(
             f"model {model.id} had no answer within the request's deadline"
         ) from error
     except asyncio.CancelledError:
-        if watcher.done():
+        if watcher is not None and watcher.done():
             api.metrics.disconnected()
             return None
         task = asyncio.current_task()
@@ -218,7 +218,8 @@ async def _run(
             raise
         raise NotReadyError(f"model {model.id} was unloaded meanwhile; send again") from None
     finally:
-        watcher.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 async def _cancel_on_disconnect(receive: Receive, answer: asyncio.Future[Any]) -> None:

@@ -215,6 +215,20 @@ def test_a_deadline_ends_the_wait_and_the_work(store: Store, gated: Chain) -> No
         until(lambda: server.engine.stats().waiting_rows == 0)
 
 
+def test_a_deadline_also_ends_the_wait_for_a_model_to_load(store: Store) -> None:
+    """Loading runs a block once on a sample, so a gated block that is new loads for long."""
+    put_chain(store, put_block(store, passing("test.gate", WIDTH)), alias="gated")
+    with running(store) as server, server.client() as client:
+        gate.clear()
+        headers = {"X-Request-Deadline-Ms": "40"}
+        answer = client.post("/v2/models/gated/infer", json=body_of(rows_of(1, 1)), headers=headers)
+        assert answer.status_code == 504
+        assert held.is_set()
+        gate.set()
+        until(lambda: client.get("/v2/models/gated/ready").status_code == 200)
+        answer_of(client.post("/v2/models/gated/infer", json=body_of(rows_of(1, 1))))
+
+
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf"])
 def test_a_deadline_that_is_none_is_refused(store: Store, gated: Chain, value: str) -> None:
     with running(store) as server, server.client() as client:
