@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch.nn import functional
 
+from nas.data.arrays import check_images, check_labels, load_npz
 from nas.data.dataset import Images
 from zoo.errors import InvalidInputError, MissingDataError
 
@@ -30,8 +29,6 @@ CIFAR10_CLASSES = (
 CIFAR_LICENCE = "none stated by the authors (A. Krizhevsky, 2009: please cite)"
 FASHION_LICENCE = "MIT (Zalando SE, 2017)"
 OWN_LICENCE = "not stated: the user's own files"
-
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def digits() -> Images:
@@ -81,14 +78,14 @@ def npz(path: Path) -> Images:
         MissingDataError: There is no such file.
         InvalidInputError: It is no npz file, or an array has a wrong shape, type or value.
     """
-    arrays = _load_npz(path)
+    arrays = load_npz(path)
     prefix = "" if "images" in arrays else "train_"
-    images = _check_images(arrays, f"{prefix}images", path)
-    labels = _check_labels(arrays, f"{prefix}labels", len(images), path)
+    images = check_images(arrays, f"{prefix}images", path)
+    labels = check_labels(arrays, f"{prefix}labels", len(images), path)
     test_images = test_labels = None
     if "test_images" in arrays:
-        test_images = _check_images(arrays, "test_images", path)
-        test_labels = _check_labels(arrays, "test_labels", len(test_images), path)
+        test_images = check_images(arrays, "test_images", path)
+        test_labels = check_labels(arrays, "test_labels", len(test_images), path)
         if test_images.shape[1:] != images.shape[1:]:
             raise InvalidInputError(
                 f"{path}: test_images have shape {test_images.shape[1:]}, "
@@ -157,14 +154,14 @@ def _known(
         )
     path = root / name / f"{name}.npz"
     if path.is_file():
-        arrays = _load_npz(path)
+        arrays = load_npz(path)
         parts = {
-            f"{prefix}images": _check_images(arrays, f"{prefix}images", path)
+            f"{prefix}images": check_images(arrays, f"{prefix}images", path)
             for prefix in ("train_", "test_")
         }
         train, test = parts["train_images"], parts["test_images"]
-        labels = _check_labels(arrays, "train_labels", len(train), path)
-        test_labels = _check_labels(arrays, "test_labels", len(test), path)
+        labels = check_labels(arrays, "train_labels", len(train), path)
+        test_labels = check_labels(arrays, "test_labels", len(test), path)
     else:
         train, labels, test, test_labels, classes = _torchvision(root, name, loader, classes)
     return Images(
@@ -203,7 +200,7 @@ def _torchvision(root: Path, name: str, loader: str, classes: Sequence[str] | No
 
 def _sheets(path: Path) -> Images:
     """Read lossless WebP sheets of 25 rows x 40 columns of 32x32 tiles, in file order."""
-    arrays = _load_npz(path / "labels.npz")
+    arrays = load_npz(path / "labels.npz")
     parts = {}
     for split in ("train", "test"):
         files = sorted(path.glob(f"{split}_*.webp"))
@@ -285,54 +282,3 @@ def _open(file: Path, mode: str) -> NDArray[np.uint8]:
             return np.asarray(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidInputError(f"{file} cannot be read as an image: {error}") from error
-
-
-def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        raise MissingDataError(f"there is no file {path}; give an npz with images and labels")
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise InvalidInputError(f"{path} is one array; give an npz with images and labels")
-            return {key: loaded[key] for key in loaded.files}
-    except _UNREADABLE as error:
-        raise InvalidInputError(f"{path} cannot be read as an npz file: {error}") from error
-
-
-def _check_images(arrays: dict[str, NDArray[Any]], key: str, path: Path) -> NDArray[np.uint8]:
-    images = _array(arrays, key, path)
-    if images.dtype != np.uint8:
-        raise InvalidInputError(
-            f"{path}: {key} are {images.dtype}, not uint8; scale them to 0..255 and convert"
-        )
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim != 4 or 0 in images.shape or images.shape[1] > 4:
-        raise InvalidInputError(
-            f"{path}: {key} have shape {images.shape}; give (n, height, width) or "
-            "(n, channels, height, width) with 1 to 4 channels"
-        )
-    return images
-
-
-def _check_labels(
-    arrays: dict[str, NDArray[Any]], key: str, count: int, path: Path
-) -> NDArray[np.int64]:
-    labels = _array(arrays, key, path)
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise InvalidInputError(
-            f"{path}: {key} are {labels.dtype}{list(labels.shape)}; "
-            f"give {count} whole numbers, one an image"
-        )
-    labels = labels.astype(np.int64)
-    if int(labels.min()) < 0:
-        raise InvalidInputError(f"{path}: {key} hold {int(labels.min())}; labels start at 0")
-    return labels
-
-
-def _array(arrays: dict[str, NDArray[Any]], key: str, path: Path) -> NDArray[Any]:
-    if key not in arrays:
-        known = ", ".join(sorted(arrays)) or "nothing"
-        raise InvalidInputError(f"{path} has no array {key!r}; it has {known}")
-    return arrays[key]
