@@ -95,6 +95,11 @@ class CeleryQueue:
         self._app.conf.broker_transport_options |= {
             "socket_connect_timeout": timeout_s,
             "socket_timeout": timeout_s,
+            # One more try, at once: whoever submits a job must not wait for the broker.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.1,
+            "interval_max": 0.1,
         }
         self._store = store
 

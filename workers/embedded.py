@@ -41,6 +41,11 @@ class EmbeddedWorker:
         """The worker's id in the store."""
         return self._worker.id
 
+    @property
+    def trainer_pid(self) -> int | None:
+        """The process id of the trainer, or None while none runs."""
+        return self._worker.trainer_pid
+
     def start(self) -> None:
         """Announce the worker and start taking jobs."""
         self._worker.open()

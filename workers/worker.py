@@ -78,6 +78,11 @@ class Worker:
         return self._store
 
     @property
+    def trainer_pid(self) -> int | None:
+        """The process id of the trainer, or None while none runs."""
+        return self._trainer.pid
+
+    @property
     def stopping(self) -> bool:
         """Whether ``stop`` was called."""
         return self._stopping

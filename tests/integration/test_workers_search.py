@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -200,6 +202,35 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(
     assert any("is unusable" in line for line in said)
     assert any(line.startswith("resumed from the checkpoint") for line in said)
     assert previous
+
+
+def test_a_gradient_search_goes_on_bit_for_bit_after_a_pause_and_a_dead_trainer(
+    store: Store, worker: EmbeddedWorker
+) -> None:
+    changes = {
+        "seed": 9,
+        "method": {"name": "pc-darts", "params": {"epochs": 5, "warmup_epochs": 1, "k": 2}},
+        "space": {"name": "darts", "params": {"cells": 1, "channels": 4, "nodes": 2}},
+        "final_recipe": {"epochs": 1},
+    }
+    spec = toys.search() | changes
+    whole = toys.succeeded(store, store.jobs.submit(JobKind.SEARCH, spec).id)
+    job = store.jobs.submit(JobKind.SEARCH, spec)
+    toys.wait_for(lambda: store.jobs.checkpoints(job.id), what="a checkpoint")
+    pid = worker.trainer_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    toys.wait_for(
+        lambda: any("going on from" in event.message for event in store.jobs.events(job.id)),
+        what="the recovery",
+    )
+    store.jobs.request(job.id, JobRequest.PAUSE)
+    toys.wait_for(lambda: store.jobs.job(job.id).state is JobState.PAUSED, what="the pause")
+    store.jobs.resume(job.id)
+    ended = toys.succeeded(store, job.id)
+    assert ended.result is not None
+    assert whole.result is not None
+    assert ended.result["winners"][0]["chain"] == whole.result["winners"][0]["chain"]  # type: ignore[index,call-overload]
 
 
 def test_publishing_twice_gives_the_same_chain(store: Store, worker: EmbeddedWorker) -> None:
