@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from serving.engine.backlog import Backlog
 from serving.engine.plans import Plan, Residents, Segment
-from serving.engine.requests import Piece, Request, gather
+from serving.engine.requests import Piece, Request, Tensors, gather
 from serving.engine.types import EngineLimits, EngineStats, SegmentStats
-from serving.scheduler import Deadlines, SegmentQueue, Throughput, VirtualTime, displaced, pick
+from serving.scheduler import Throughput, VirtualTime
 from zoo.errors import (
     BlockyardError,
     DeadlineExceededError,
@@ -23,43 +24,32 @@ from zoo.errors import (
 
 logger = logging.getLogger(__name__)
 
-_MIN_SWEEP = 4096
-
 
 class Dispatcher:
-    """Owns the queues' lock and the threads that compute, its lanes.
+    """Owns the backlog's lock and the threads that compute, its lanes.
 
-    The lock guards queues, requests and counters; it is never held while a batch runs or
-    while a future is resolved, so callbacks of futures may call the engine.
+    The lock is never held while a batch runs or while a future is resolved, so callbacks
+    of futures may call the engine.
     """
 
     def __init__(
         self,
-        residents: Residents,
         limits: EngineLimits,
         virtual: VirtualTime,
         clock: Callable[[], float],
         lanes: int,
     ) -> None:
-        self._residents = residents
         self._limits = limits
-        self._virtual = virtual
         self._clock = clock
+        self._backlog = Backlog(limits, virtual)
+        self._throughput = Throughput()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
-        self._requests: set[Request] = set()
-        self._waiting: Counter[str] = Counter()
-        self._waiting_rows = 0
-        self._deadlines: Deadlines[Request] = Deadlines()
-        self._throughput = Throughput()
-        self._counts: Counter[str] = Counter()
-        self._ready: dict[SegmentQueue[Piece], Segment] = {}
         self._running: Counter[tuple[str, ...]] = Counter()
+        self._idle_lanes = 0
         self._draining = False
         self._closed: str | None = None
-        self._sweep_at = _MIN_SWEEP
-        self._idle_lanes = 0
         self._lanes = [
             threading.Thread(target=self._main, name=f"blockyard-engine-{lane}", daemon=True)
             for lane in range(lanes)
@@ -85,19 +75,17 @@ class Dispatcher:
             self.check_open()
             if request.plan.retired:
                 return False
-            pushed_out = self._make_room(request)
-            for victim in pushed_out:
+            victims = self._backlog.make_room(request)
+            if victims is None:
+                self._backlog.counts["rejected"] += 1
+                raise self._overloaded()
+            for victim in victims:
                 self._finish(victim, "displaced")
-            self._requests.add(request)
-            self._counts["accepted"] += 1
-            request.plan.active += 1
-            self._virtual.arrive(request.tenant)
-            if request.deadline is not None:
-                self._deadlines.add(request.deadline, request)
-            for piece in request.pieces:
-                self._push(piece)
-        for victim in pushed_out:
-            _fail(victim, self._overloaded(victim.rows))
+            self._backlog.add(request)
+            self._work.notify(len(request.pieces))
+            overloaded = self._overloaded() if victims else None
+        for victim in victims:
+            _fail(victim, overloaded)
         return True
 
     def cancelled(self, request: Request) -> None:
@@ -116,7 +104,7 @@ class Dispatcher:
         """Refuse new work and wait for the rest; say whether all of it is done."""
         with self._lock:
             self._draining = True
-            return self._idle.wait_for(lambda: not self._requests, timeout_s)
+            return self._idle.wait_for(lambda: not self._backlog.requests, timeout_s)
 
     def close(self) -> None:
         """Fail what is not done and stop the threads."""
@@ -125,21 +113,22 @@ class Dispatcher:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def stats(self, plans: Mapping[str, Plan]) -> EngineStats:
+    def stats(self, plans: Mapping[str, Plan], residents: Residents) -> EngineStats:
         """Return a snapshot; ``plans`` are the current ones."""
         segments = {segment.key: segment for plan in plans.values() for segment in plan.path}
         chains: dict[tuple[str, ...], list[str]] = {key: [] for key in segments}
         for name, plan in plans.items():
             for key in {segment.key for segment in plan.path}:
                 chains[key].append(name)
+        size_bytes = residents.size_bytes
         with self._lock:
-            counts = self._counts
+            counts = self._backlog.counts
             return EngineStats(
                 chains=tuple(plans),
-                resident_blocks=self._residents.num_blocks,
-                resident_bytes=self._residents.size_bytes,
-                active_requests=len(self._requests),
-                waiting_rows=self._waiting_rows,
+                resident_blocks=residents.num_blocks,
+                resident_bytes=size_bytes,
+                active_requests=len(self._backlog.requests),
+                waiting_rows=self._backlog.rows,
                 accepted=counts["accepted"],
                 completed=counts["completed"],
                 failed=counts["failed"],
@@ -158,7 +147,7 @@ class Dispatcher:
                     )
                     for key, segment in segments.items()
                 ),
-                waiting_by_tenant=dict(self._waiting),
+                waiting_by_tenant=dict(self._backlog.tenants),
             )
 
     def _main(self) -> None:
@@ -174,36 +163,22 @@ class Dispatcher:
         """Answer what is late, then run one batch; False when the engine is closed."""
         with self._lock:
             self._idle_lanes += 1
-            while not self._waiting_rows and not self._closed:
+            while not self._backlog.rows and not self._closed:
                 self._work.wait()
             if self._closed:
                 return False
-            expired = self._deadlines.expired(self._clock())
-            late = [request for request in expired if self._finish(request, "expired")]
-            self._sweep()
-            queue = pick(self._ready)
-            segment = self._ready[queue] if queue is not None else None
-            pieces = self._take(segment) if segment is not None else []
+            late = list(self._backlog.expire(self._clock()))
+            if late:
+                self._idle.notify_all()
+            batch = self._backlog.take(self._idle_lanes)
+            if batch is not None:
+                self._running[batch[0].key] += 1
             self._idle_lanes -= 1
         for request in late:
             _fail(request, _late(request))
-        if segment is not None:
-            self._serve(segment, pieces)
+        if batch is not None:
+            self._serve(*batch)
         return True
-
-    def _take(self, segment: Segment) -> list[Piece]:
-        """Remove the next batch from a queue, leaving other idle lanes their share of it."""
-        queue = segment.queue
-        share = -(-queue.rows // self._idle_lanes)
-        pieces = queue.take(min(self._limits.max_batch, share))
-        for piece in pieces:
-            self._count_waiting(piece, -piece.rows)
-        if not queue.rows:
-            del self._ready[queue]
-        if segment.plans > 1:
-            pieces.sort(key=lambda piece: piece.request.plan.number)
-        self._running[segment.key] += 1
-        return pieces
 
     def _serve(self, segment: Segment, pieces: Sequence[Piece]) -> None:
         """Run one batch; where sizes vary, one for every shape."""
@@ -224,10 +199,7 @@ class Dispatcher:
         """Compute ``pieces`` as one batch; after a failure, halve it to find whose rows fail."""
         start = self._clock()
         try:
-            outputs = segment.run(gather(pieces))
-            answers = outputs
-            if any(piece.last for piece in pieces):
-                answers = tuple(tensor.cpu() for tensor in outputs)
+            _place(pieces, segment.run(gather(pieces)))
         except Exception as error:
             if len(pieces) > 1:
                 half = len(pieces) // 2
@@ -236,10 +208,6 @@ class Dispatcher:
             elif pieces:
                 self._failed(pieces[0].request, segment, error)
             return
-        row = 0
-        for piece in pieces:
-            piece.base, piece.start = answers if piece.last else outputs, row
-            row += piece.rows
         self._hand_on(segment, pieces, self._clock() - start)
 
     def _hand_on(self, segment: Segment, pieces: Sequence[Piece], busy_s: float) -> None:
@@ -258,7 +226,8 @@ class Dispatcher:
                     late.append(request)
                 elif not piece.last:
                     piece.position += 1
-                    self._push(piece)
+                    self._backlog.push(piece)
+                    self._work.notify()
                 elif request.arrive():
                     self._finish(request, "completed")
                     ended.append(request)
@@ -281,92 +250,19 @@ class Dispatcher:
             error = named
         _fail(request, error)
 
-    def _push(self, piece: Piece) -> None:
-        segment = piece.segment
-        segment.queue.push(piece)
-        self._ready[segment.queue] = segment
-        self._count_waiting(piece, piece.rows)
-        self._work.notify()
-
-    def _count_waiting(self, piece: Piece, rows: int) -> None:
-        self._waiting_rows += rows
-        left = self._waiting[piece.tenant] + rows
-        if left:
-            self._waiting[piece.tenant] = left
-        else:
-            del self._waiting[piece.tenant]
-
     def _finish(self, request: Request, outcome: str) -> bool:
-        """Take a request out of everything; False if that was done before."""
-        if request.done:
-            return False
-        request.done = True
-        self._counts[outcome] += 1
-        self._requests.discard(request)
-        for piece in request.pieces:
-            queue = piece.segment.queue
-            if queue.discard(piece):
-                self._count_waiting(piece, -piece.rows)
-                if not queue.rows:
-                    del self._ready[queue]
-        self._virtual.leave(request.tenant)
-        request.plan.active -= 1
+        finished = self._backlog.finish(request, outcome)
         if not request.plan.active:
             self._idle.notify_all()
-        return True
+        return finished
 
-    def _make_room(self, request: Request) -> list[Request]:
-        """Return the requests to push out so that ``request`` fits in the queue.
-
-        Raises:
-            OverloadedError: The queue is full and no other tenant has more in it.
-        """
-        excess = self._waiting_rows + request.rows - self._limits.max_queue
-        if excess <= 0:
-            return []
-        waiting = dict(self._waiting)
-        newest_first: dict[str, list[Request]] = {}
-        victims: list[Request] = []
-        while excess > 0:
-            tenant = displaced(waiting, request.tenant, request.rows)
-            if tenant is not None and tenant not in newest_first:
-                newest_first[tenant] = self._untouched(tenant)
-            if tenant is None or not newest_first[tenant]:
-                self._counts["rejected"] += 1
-                raise self._overloaded(request.rows)
-            victim = newest_first[tenant].pop()
-            victims.append(victim)
-            waiting[tenant] -= victim.rows
-            excess -= victim.rows
-        return victims
-
-    def _untouched(self, tenant: str) -> list[Request]:
-        """Return the tenant's requests of which nothing has run yet, oldest first."""
-        return sorted(
-            (
-                request
-                for request in self._requests
-                if request.tenant == tenant
-                and all(
-                    piece.position == 0 and piece in piece.segment.queue for piece in request.pieces
-                )
-            ),
-            key=lambda request: request.order,
-        )
-
-    def _overloaded(self, rows: int) -> OverloadedError:
-        wait_s = self._throughput.retry_after_s(self._waiting_rows)
+    def _overloaded(self) -> OverloadedError:
+        rows = self._backlog.rows
+        wait_s = self._throughput.retry_after_s(rows)
         return OverloadedError(
-            f"{self._waiting_rows} rows wait, at most {self._limits.max_queue} may; "
-            f"no room for {rows} more: send again in {wait_s:.2g} s",
+            f"{rows} rows wait, at most {self._limits.max_queue} may: send again in {wait_s:.2g} s",
             retry_after_s=wait_s,
         )
-
-    def _sweep(self) -> None:
-        """Forget the deadlines of finished requests when they outnumber the others."""
-        if len(self._deadlines) >= self._sweep_at:
-            self._deadlines.keep(lambda request: not request.done)
-            self._sweep_at = max(_MIN_SWEEP, 2 * len(self._deadlines))
 
     def _in_use(self, plan: Plan) -> bool:
         return plan.active > 0 or any(self._running[segment.key] for segment in plan.path)
@@ -374,7 +270,7 @@ class Dispatcher:
     def _stop(self, reason: str) -> None:
         with self._lock:
             self._closed = self._closed or reason
-            stopped = list(self._requests)
+            stopped = list(self._backlog.requests)
             for request in stopped:
                 self._finish(request, "failed")
             self._work.notify_all()
@@ -383,7 +279,23 @@ class Dispatcher:
             _fail(request, NotReadyError(reason))
 
 
-def _fail(request: Request, error: Exception) -> None:
+def _place(pieces: Sequence[Piece], outputs: Tensors) -> None:
+    """Give every piece its rows of a batch: those at their end on the CPU, split at once."""
+    answers: list[Tensors] | None = None
+    if any(piece.last for piece in pieces):
+        sizes = [piece.rows for piece in pieces]
+        columns = [torch.split(tensor.cpu(), sizes) for tensor in outputs]
+        answers = list(zip(*columns, strict=True))
+    row = 0
+    for index, piece in enumerate(pieces):
+        if answers is not None and piece.last:
+            piece.base, piece.start = answers[index], 0
+        else:
+            piece.base, piece.start = outputs, row
+        row += piece.rows
+
+
+def _fail(request: Request, error: Exception | None) -> None:
     if request.answer.set_running_or_notify_cancel():
         request.answer.set_exception(error)
 

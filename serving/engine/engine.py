@@ -87,7 +87,7 @@ class Engine:
         self._loading = threading.Lock()
         self._orders = itertools.count()
         self._plans: dict[str, Plan] = {}
-        self._dispatcher = Dispatcher(self._residents, self._limits, virtual, clock, lanes)
+        self._dispatcher = Dispatcher(self._limits, virtual, clock, lanes)
 
     def load(self, name: str, blocks: Sequence[EngineBlock]) -> None:
         """Make a chain available; loading the same chain again changes nothing.
@@ -167,7 +167,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return a snapshot of what is loaded, waiting and done."""
-        return self._dispatcher.stats(self._plans)
+        return self._dispatcher.stats(self._plans, self._residents)
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those under way; say whether all are done."""
