@@ -16,8 +16,8 @@ from pathlib import Path
 import streamlit as st
 
 from ui.connection import DEFAULT_URL, Connection
-from ui.pages import assemble, browse, candidate, job, jobs, submit, system
 from ui.site import LOGO, Site, guarded
+from ui.views import assemble, browse, candidate, job, jobs, submit, system
 
 
 def read_connection(arguments: list[str]) -> Connection:

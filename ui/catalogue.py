@@ -27,7 +27,7 @@ def of_workers(zoo: Zoo) -> dict[str, list[Entry]]:
         for kind in KINDS:
             for entry in announced.get(kind) or ():
                 found[kind].setdefault(entry["name"], entry)
-    return {kind: [entries[name] for name in sorted(entries)] for kind, entries in found.items()}
+    return {kind: list(entries.values()) for kind, entries in found.items()}
 
 
 def of_this_machine() -> dict[str, list[Entry]]:

@@ -9,10 +9,10 @@ import streamlit as st
 
 from ui.catalogue import summary_of
 from ui.formats import duration, label, metric, short
-from ui.pages.job import candidates_of
 from ui.parts import blocks_of, lineage_of, load_and_download, profiles_of
 from ui.series import Row
 from ui.site import Site, job_title
+from ui.views.job import candidates_of
 
 
 def draw(site: Site) -> None:

@@ -13,10 +13,10 @@ import streamlit as st
 from ui.charts import front_figure, progress_figure
 from ui.following import fraction, progress_text
 from ui.formats import age, duration, label, metric, short
-from ui.pages.jobs import job_savings
 from ui.request_text import changed, search_command
 from ui.series import Row
 from ui.site import Site, choose, guarded, job_title, state_badge
+from ui.views.jobs import job_savings
 from zoo.canonical import plain
 
 if TYPE_CHECKING:
