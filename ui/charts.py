@@ -10,7 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ui.formats import duration, label, metric, short
+import numpy as np
+import plotly.graph_objects as go
+
+from ui.formats import duration, label, short
 from ui.fronts import box_of, costs, hypervolume_curve
 from ui.pictures import write_front_png
 from ui.series import (
@@ -30,7 +33,7 @@ from ui.series import (
 __all__ = [
     "front_figure",
     "histogram_figure",
-    "hover",
+    "note",
     "progress_figure",
     "write_front_html",
     "write_front_png",
@@ -68,8 +71,6 @@ def front_figure(
     Returns:
         A ``plotly.graph_objects.Figure``; from 1,000 points drawn by WebGL.
     """
-    import plotly.graph_objects as go
-
     rows = list(candidates)
     figure = go.Figure()
     scatter = go.Scattergl if len(rows) >= WEBGL_FROM else go.Scatter
@@ -107,15 +108,13 @@ def _add_points(figure: Any, scatter: Any, series: Series, *, x: str, y: str) ->
             marker |= {"line": {"color": colour, "width": 1.5}}
         figure.add_trace(
             scatter(
-                x=[series.x[position] for position in positions],
-                y=[series.y[position] for position in positions],
+                x=np.array([series.x[position] for position in positions]),
+                y=np.array([series.y[position] for position in positions]),
                 mode="markers",
                 name=f"{series.name}, {kind}",
                 marker=marker,
                 opacity=0.55 if series.baseline else 0.8,
-                customdata=[_key(series.rows[position]) for position in positions],
-                text=[hover(series.rows[position]) for position in positions],
-                hovertemplate="%{text}<extra></extra>",
+                **_cards([series.rows[position] for position in positions]),
             )
         )
 
@@ -153,27 +152,50 @@ def _add_winners(figure: Any, scatter: Any, rows: Sequence[Row], *, x: str, y: s
                     "color": WINNER_COLOUR,
                     "line": {"color": INK, "width": 1},
                 },
-                customdata=[_key(row) for row in rows],
-                text=[hover(row) for row in rows],
-                hovertemplate="%{text}<extra></extra>",
+                **_cards(rows),
             )
         )
 
 
-def _key(row: Row) -> list[str | int]:
-    return [row["job"], row["arm"], row["number"]]
+def _cards(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what a trace needs to show a card under the pointer.
+
+    The browser writes the numbers: ready-made texts of 10,000 points would be most of
+    the page. ``customdata`` starts with ``[job, arm, number]``.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    lines = ["<b>candidate %{customdata[2]}</b> (%{customdata[1]})"]
+    for column, name in enumerate(names, start=3):
+        form = ".4~g" if name in ("accuracy", "latency_ms") else ".3~s"
+        lines.append(f"{label(name)}: %{{customdata[{column}]:{form}}}")
+    return {
+        # As arrays, since plotly looks into every item of a list.
+        "customdata": np.array(
+            [
+                [
+                    row["job"],
+                    row["arm"],
+                    row["number"],
+                    *(row["metrics"].get(name) for name in names),
+                ]
+                for row in rows
+            ],
+            dtype=object,
+        ),
+        "text": np.array([note(row) for row in rows], dtype=object),
+        "hovertemplate": "<br>".join(lines) + "%{text}<extra></extra>",
+    }
 
 
-def hover(row: Row) -> str:
-    """Write the card that a point shows under the pointer."""
-    lines = [f"<b>candidate {row['number']}</b> ({row['arm']})"]
-    lines += [f"{label(name)}: {metric(name, value)}" for name, value in row["metrics"].items()]
+def note(row: Row) -> str:
+    """Write what sets a candidate apart: why it is infeasible, where it was evaluated."""
+    text = ""
     if not row["feasible"]:
-        lines.append(f"outside the limits{': ' + row['reason'] if row['reason'] else ''}")
+        text += f"<br>outside the limits{': ' + row['reason'] if row['reason'] else ''}"
     if row["reused_from"]:
         saved = duration(row["saved_s"])
-        lines.append(f"reused from {short(row['reused_from'])}, saved {saved}")
-    return "<br>".join(lines)
+        text += f"<br>reused from {short(row['reused_from'])}, saved {saved}"
+    return text
 
 
 def _shade(figure: Any, limit: Row, *, x: str, y: str) -> None:
@@ -186,9 +208,14 @@ def _shade(figure: Any, limit: Row, *, x: str, y: str) -> None:
         if limit["metric"] != name:
             continue
         letter = "x" if name == x else "y"
-        values = [value for trace in figure.data for value in (trace[letter] or ())]
-        band_low = low if low is not None else min([*values, high]) * 0.9
-        band_high = high if high is not None else max([*values, low]) * 1.1
+        values = [
+            float(value)
+            for trace in figure.data
+            for value in (() if trace[letter] is None else trace[letter])
+        ]
+        bounds = [float(bound) for bound in (low, high) if bound is not None]
+        band_low = min(values + bounds) * 0.9 if low is None else low
+        band_high = max(values + bounds) * 1.1 if high is None else high
         band = {f"{letter}0": band_low, f"{letter}1": band_high}
         add_band(**band, fillcolor=FEASIBLE_FILL, line_width=0, layer="below")
         for bound in (low, high):
@@ -203,8 +230,6 @@ def progress_figure(candidates: Iterable[Row], *, x: str, y: str) -> Any:
 
     At least one candidate must have both metrics; all arms share one box.
     """
-    import plotly.graph_objects as go
-
     figure = go.Figure()
     arms = series_of(candidates, x=x, y=y)
     box = box_of(
@@ -248,8 +273,6 @@ def progress_figure(candidates: Iterable[Row], *, x: str, y: str) -> Any:
 
 def histogram_figure(samples: Sequence[float], *, median_ms: float, p95_ms: float) -> Any:
     """Draw the distribution of single latency measurements as a plotly figure."""
-    import plotly.graph_objects as go
-
     figure = go.Figure(go.Histogram(x=list(samples), marker={"color": COLOURS[0]}, opacity=0.8))
     for value, name in ((median_ms, "median"), (p95_ms, "p95")):
         figure.add_vline(

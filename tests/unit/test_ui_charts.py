@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ui.charts import front_figure, hover, progress_figure, write_front_html, write_front_png
+from ui.charts import front_figure, note, progress_figure, write_front_html, write_front_png
 from ui.series import series_of, staircase
 
 Row = dict[str, Any]
@@ -67,14 +67,16 @@ def test_origin_feasibility_baseline_and_winners_are_told_apart() -> None:
         "random search, front",
         "winners, fully trained",
     } == drawn.keys()
-    assert list(drawn["search, reused"].customdata[0]) == ["job_a", "search", 1]
+    assert list(drawn["search, reused"].customdata[0][:3]) == ["job_a", "search", 1]
     assert sum(len(trace.x) for name, trace in drawn.items() if "front" not in name) == 5
 
 
-def test_the_hover_card_says_where_an_evaluation_came_from_and_what_it_saved() -> None:
-    text = hover(row(1, 2.0, 0.9, reused_from="job_b", saved_s=12.0))
-    assert "reused from job_b, saved 12 s" in text
-    assert "latency (ms): 2 ms" in text
+def test_the_card_under_the_pointer_says_what_a_candidate_scored_and_whence() -> None:
+    (trace, _) = front_figure([row(1, 2.0, 0.9, reused_from="job_b", saved_s=12.0)]).data
+    assert trace.text[0] == "<br>reused from job_b, saved 12 s"
+    assert list(trace.customdata[0]) == ["job_a", "search", 1, 2.0, 0.9]
+    assert "latency (ms): %{customdata[3]" in trace.hovertemplate
+    assert note(row(0, 9.0, 0.9, feasible=False, reason="too slow")).endswith("limits: too slow")
 
 
 def test_several_jobs_are_compared_in_their_own_colours() -> None:

@@ -211,7 +211,7 @@ def _front(site: Site, job_id: str) -> None:
 def _selection(site: Site, rows: Sequence[Row], chosen: Any) -> None:
     """Show the candidates that were marked in the chart as a table with links."""
     keys = {
-        tuple(point["customdata"])
+        tuple(point["customdata"][:3])
         for point in chosen["selection"]["points"]
         if point.get("customdata")
     }
