@@ -1,6 +1,6 @@
 """Requests to image networks that share blocks: Blockyard against itself and LitServe.
 
-Six ResNet-20 variants (``support/vision.py``) get requests of one image each, in turn,
+Six networks of the DARTS space (``support/vision.py``) get requests of one image each, in turn,
 from many connections that each wait for an answer before they send again. Every answer
 is checked against PyTorch. Measured over HTTP with binary bodies, requests per second:
 
@@ -35,6 +35,7 @@ from support.load import Call, Load, drive
 from support.processes import ServerProcess, http_request
 
 from serving.runners.devices import local_devices, resolve
+from serving.runners.inputs import random_input
 
 WARMUP_S = 1.0
 IMAGES = 16
@@ -52,15 +53,15 @@ class System:
 def main() -> int:
     options = parse(sys.argv[1:])
     say = (lambda *words: None) if options.json else (lambda *words: print(*words, flush=True))
-    plain, binary = calls(options.depth, options.seed)
+    plain, binary = calls(options.cells, options.seed)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = f"sqlite:///{folder / 'zoo.db'}"
-        blockyard_vision.fill(url, depth=options.depth, seed=options.seed)
+        blockyard_vision.fill(url, cells=options.cells, seed=options.seed)
         grid = try_litserve(options, plain, folder, say)
         best = max(grid, key=lambda settings: grid[settings])
         say(f"best LitServe settings: {best}")
-        common = shared_options(options) | {"db": url, "lanes": options.threads}
+        common = shared_options(options) | {"db": url, "lanes": max(1, options.threads // 2)}
         systems = [
             start(stack, "batched", "blockyard_vision", common | {"max_batch": 64}, binary, folder),
             start(stack, "single", "blockyard_vision", common | {"max_batch": 1}, binary, folder),
@@ -76,8 +77,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runtime", choices=("torch", "onnx"), default="torch")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--depth", type=int, default=3, help="3 is ResNet-20, 9 is ResNet-56")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="cores: LitServe may use all for workers, Blockyard half of them for lanes",
+    )
+    parser.add_argument("--cells", type=int, default=3, help="of each network")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=4.0, help="per measurement")
     parser.add_argument("--rounds", type=int, default=5)
@@ -91,15 +97,15 @@ def shared_options(options: argparse.Namespace) -> dict[str, object]:
     return {"device": options.device, "runtime": options.runtime}
 
 
-def calls(depth: int, seed: int) -> tuple[tuple[Call, ...], tuple[Call, ...]]:
+def calls(cells: int, seed: int) -> tuple[tuple[Call, ...], tuple[Call, ...]]:
     """Return the same questions for LitServe (raw bytes) and for Blockyard (KServe V2)."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(IMAGES, 1, 3, vision.SIDE, vision.SIDE, generator=generator)
+    images = [random_input(vision.INPUT, 1, generator) for _ in range(IMAGES)]
     plain, binary = [], []
-    networks = vision.networks(depth, seed)
+    networks = vision.networks(cells=cells, seed=seed)
     for image, (number, name) in itertools.product(images, enumerate(networks)):
         with torch.inference_mode():
-            logits = networks[name](image)
+            logits = networks[name][1](image)
         assert isinstance(logits, torch.Tensor)
         expected, data = logits.numpy().ravel(), image.numpy().tobytes()
         plain.append(
@@ -110,13 +116,12 @@ def calls(depth: int, seed: int) -> tuple[tuple[Call, ...], tuple[Call, ...]]:
 
 
 def kserve_request(model: str, data: bytes) -> bytes:
-    shape = [1, 3, vision.SIDE, vision.SIDE]
     header = json.dumps(
         {
             "inputs": [
                 {
                     "name": "input_0",
-                    "shape": shape,
+                    "shape": [1, *vision.INPUT.shape],
                     "datatype": "FP32",
                     "parameters": {"binary_data_size": len(data)},
                 }
@@ -138,7 +143,7 @@ def try_litserve(
     workers = sorted({1, options.threads})
     for batch, timeout_s, count in itertools.product((8, 32), (0.002, 0.01), workers):
         settings = shared_options(options) | {
-            "depth": options.depth,
+            "cells": options.cells,
             "seed": options.seed,
             "workers": count,
             "threads": max(1, options.threads // count),
@@ -168,7 +173,7 @@ def start(
     folder: Path,
 ) -> System:
     process = stack.enter_context(ServerProcess(script, settings, folder / f"{name}.log"))
-    for question in questions[: len(vision.VARIANTS)]:
+    for question in questions[:IMAGES]:
         process.wait_until(question.request)
     process.pause()
     return System(name=name, process=process, calls=questions)

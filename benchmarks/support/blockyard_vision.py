@@ -19,13 +19,12 @@ SWITCH_S = 0.0005
 """How long one thread may keep Python from the others; its default is ten times as much."""
 
 
-def fill(url: str, *, depth: int, seed: int) -> None:
+def fill(url: str, *, cells: int, seed: int) -> None:
     """Put the variants into a new zoo, under their names."""
     store = open_store(url)
-    for name, network in vision.networks(depth, seed).items():
+    for name, (specs, network) in vision.networks(cells=cells, seed=seed).items():
         blocks = tuple(
-            block_of(spec, module, store.files)
-            for spec, module in zip(vision.specs(depth), network, strict=True)
+            block_of(spec, module, store.files) for spec, module in zip(specs, network, strict=True)
         )
         for block in blocks:
             store.blocks.put_block(block)

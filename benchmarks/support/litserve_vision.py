@@ -17,8 +17,7 @@ from serving.runners.onnx_runner import OnnxRunner
 from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner
 from support import vision
-
-IMAGE = (3, vision.SIDE, vision.SIDE)
+from zoo.spec import BlockSpec
 
 
 class Variants(litserve.LitAPI):
@@ -31,15 +30,17 @@ class Variants(litserve.LitAPI):
     def setup(self, device: str) -> None:
         torch.set_num_threads(self._options.threads)
         self.runners = [
-            self._runner(network, device)
-            for network in vision.networks(self._options.depth, self._options.seed).values()
+            self._runner(specs, network, device)
+            for specs, network in vision.networks(
+                cells=self._options.cells, seed=self._options.seed
+            ).values()
         ]
 
     def decode_request(
         self, request: Annotated[bytes, Body(media_type="application/octet-stream")]
     ) -> tuple[int, torch.Tensor]:
         array = np.frombuffer(bytearray(request[1:]), dtype=np.float32)
-        return request[0], torch.from_numpy(array.reshape(1, *IMAGE))
+        return request[0], torch.from_numpy(array.reshape(1, *vision.INPUT.shape))
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         return inputs
@@ -64,9 +65,10 @@ class Variants(litserve.LitAPI):
     def encode_response(self, output: torch.Tensor) -> Any:
         return Response(output.numpy().tobytes(), media_type="application/octet-stream")
 
-    def _runner(self, network: torch.nn.Module, device: str) -> BlockRunner:
-        blocks = vision.specs(self._options.depth)
-        inputs, outputs = blocks[0].inputs, blocks[-1].outputs
+    def _runner(
+        self, specs: tuple[BlockSpec, ...], network: torch.nn.Module, device: str
+    ) -> BlockRunner:
+        inputs, outputs = specs[0].inputs, specs[-1].outputs
         if self._options.runtime == "torch":
             return TorchRunner(network, inputs, outputs, device=device)
         data = export_onnx(network, inputs, outputs)
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--batch-timeout-s", type=float, required=True)
-    parser.add_argument("--depth", type=int, required=True)
+    parser.add_argument("--cells", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
     server = litserve.LitServer(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from serving.engine.plans import Segment
-from serving.engine.requests import Piece, Request
+from serving.engine.requests import Piece, Request, Segment
 from serving.engine.types import EngineLimits
 from serving.scheduler import Deadlines, SegmentQueue, VirtualTime, displaced, pick
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from serving.engine.backlog import Backlog
-from serving.engine.plans import Plan, Residents, Segment
-from serving.engine.requests import Piece, Request, Tensors, gather
+from serving.engine.plans import Residents
+from serving.engine.requests import Piece, Plan, Request, Segment, Tensors, gather
 from serving.engine.types import EngineLimits, EngineStats, SegmentStats
 from serving.scheduler import Throughput, VirtualTime
 from zoo.errors import (

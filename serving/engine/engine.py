@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from serving.engine.dispatch import Dispatcher
-from serving.engine.plans import Plan, Residents
-from serving.engine.requests import Answer, Piece, Request, Tensors
+from serving.engine.plans import Residents
+from serving.engine.requests import Answer, Piece, Plan, Request, Tensors
 from serving.engine.types import (
     RUNTIMES,
     EngineBlock,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from serving.engine.requests import Piece, Tensors
+from serving.engine.requests import Key, Piece, Plan, Segment
 from serving.engine.types import EngineBlock, Runtime
 from serving.runners.checks import row_checker
 from serving.runners.inputs import random_input
@@ -19,9 +19,6 @@ from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner, prepared
 from serving.scheduler import SegmentQueue, VirtualTime
 from zoo.builders import ChainModule
-from zoo.errors import RunnerError
-
-Key = tuple[str, ...]
 
 _END = ""
 
@@ -53,61 +50,6 @@ def partition(chains: Mapping[str, Sequence[str]]) -> dict[str, tuple[Key, ...]]
                 runs.append([block])
         paths[name] = tuple(tuple(run) for run in runs)
     return paths
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Segment:
-    """Blocks that always run together, their runner and the work that waits for it."""
-
-    key: Key
-    runner: BlockRunner
-    queue: SegmentQueue[Piece]
-    outputs: int
-    variable: bool
-    plans: int = 0
-    batches: int = 0
-    rows: int = 0
-    busy_s: float = 0.0
-
-    def run(self, inputs: Tensors) -> Tensors:
-        """Compute a batch and check that every output has a row for every row.
-
-        Raises:
-            RunnerError: The blocks failed, or lie about their interface.
-        """
-        outputs = self.runner.run(inputs)
-        rows = inputs[0].shape[0]
-        if len(outputs) != self.outputs or any(tensor.shape[0] != rows for tensor in outputs):
-            raise RunnerError(
-                f"segment {' + '.join(self.key)} returned {len(outputs)} tensors with shapes "
-                f"{[list(tensor.shape) for tensor in outputs]} for {rows} rows; its spec says "
-                f"{self.outputs} tensors with as many rows"
-            )
-        return outputs
-
-    def record(self, rows: int, busy_s: float) -> None:
-        """Count a batch and follow the cost of a row."""
-        self.batches += 1
-        self.rows += rows
-        self.busy_s += busy_s
-        self.queue.cost_s += 0.2 * (busy_s / rows - self.queue.cost_s)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Plan:
-    """One chain's path through segments; replaced when its segments change.
-
-    Requests keep the plan that they came with, so a change never meets one half-way.
-    ``number`` orders plans so that chains which part late are neighbours.
-    """
-
-    name: str
-    blocks: tuple[EngineBlock, ...]
-    path: tuple[Segment, ...]
-    check: Callable[[Sequence[Tensor]], int]
-    number: int = 0
-    active: int = 0
-    retired: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,19 +1,21 @@
-"""A request on its way through the segments, and how batches are put together and apart."""
+"""Requests, the segments on their way, and how batches are put together and apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from serving.engine.plans import Plan, Segment
+from serving.engine.types import EngineBlock
+from serving.runners.protocols import BlockRunner
+from serving.scheduler import SegmentQueue
+from zoo.errors import RunnerError
 
 Tensors = tuple[Tensor, ...]
+Key = tuple[str, ...]
 
 
 class Answer(Future[Tensors]):
@@ -80,6 +82,61 @@ class Piece:
     def last(self) -> bool:
         """Whether its present segment ends the chain."""
         return self.position + 1 == len(self.request.plan.path)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Segment:
+    """Blocks that always run together, their runner and the work that waits for it."""
+
+    key: Key
+    runner: BlockRunner
+    queue: SegmentQueue[Piece]
+    outputs: int
+    variable: bool
+    plans: int = 0
+    batches: int = 0
+    rows: int = 0
+    busy_s: float = 0.0
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Compute a batch and check that every output has a row for every row.
+
+        Raises:
+            RunnerError: The blocks failed, or lie about their interface.
+        """
+        outputs = self.runner.run(inputs)
+        rows = inputs[0].shape[0]
+        if len(outputs) != self.outputs or any(tensor.shape[0] != rows for tensor in outputs):
+            raise RunnerError(
+                f"segment {' + '.join(self.key)} returned {len(outputs)} tensors with shapes "
+                f"{[list(tensor.shape) for tensor in outputs]} for {rows} rows; its spec says "
+                f"{self.outputs} tensors with as many rows"
+            )
+        return outputs
+
+    def record(self, rows: int, busy_s: float) -> None:
+        """Count a batch and follow the cost of a row."""
+        self.batches += 1
+        self.rows += rows
+        self.busy_s += busy_s
+        self.queue.cost_s += 0.2 * (busy_s / rows - self.queue.cost_s)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Plan:
+    """One chain's path through segments; replaced when its segments change.
+
+    Requests keep the plan that they came with, so a change never meets one half-way.
+    ``number`` orders plans so that chains which part late are neighbours.
+    """
+
+    name: str
+    blocks: tuple[EngineBlock, ...]
+    path: tuple[Segment, ...]
+    check: Callable[[Sequence[Tensor]], int]
+    number: int = 0
+    active: int = 0
+    retired: bool = False
 
 
 def gather(pieces: Sequence[Piece]) -> Tensors:
