@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from nas.spaces.darts import DartsSpace
 from zoo.errors import InvalidInputError
-from zoo.families.darts import Stem, Zero, operation, preprocess
+from zoo.families.darts import Stem
+from zoo.families.darts_operations import Zero, operation, preprocess
 
 KINDS = ("normal", "reduce")
 

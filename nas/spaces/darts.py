@@ -28,17 +28,15 @@ from zoo.builders import build_chain
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.darts import (
-    OPERATIONS,
     Edge,
     Head,
     Nodes,
     cell_spec,
     head_spec,
-    operation,
-    preprocess,
     stem_layers,
     stem_spec,
 )
+from zoo.families.darts_operations import OPERATIONS, operation, preprocess
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 _EDGE = re.compile(r"(\w+)\((\d+)\)")
@@ -86,7 +84,7 @@ class DartsSpace:
 
     Raises:
         InvalidInputError: A number is below 1, or ``ops`` are repeated or all ``none``.
-        UnknownNameError: An operation is not one of ``zoo.families.darts.OPERATIONS``.
+        UnknownNameError: An operation is not one of ``zoo.families.darts_operations.OPERATIONS``.
     """
 
     cells: int = 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,14 +13,8 @@ from torch.nn import functional as F
 
 from zoo.builders import build, operations
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
-from zoo.families.darts import (
-    OPERATIONS,
-    FactorizedReduce,
-    cell_spec,
-    head_spec,
-    operation,
-    stem_spec,
-)
+from zoo.families.darts import cell_spec, head_spec, stem_spec
+from zoo.families.darts_operations import OPERATIONS, FactorizedReduce, operation
 from zoo.spec import BlockSpec, TensorSpec
 
 NODES = ((("sep_conv_3x3", 0), ("skip_connect", 1)), (("max_pool_3x3", 2), ("dil_conv_5x5", 0)))
@@ -235,3 +231,17 @@ def test_a_tampered_spec_is_never_built(
     )
     with pytest.raises(error, match=message):
         build(replace(spec, params=dict(spec.params) | change))
+
+
+@pytest.mark.slow
+def test_threads_odd_batches_and_channels_last_corrupt_nothing() -> None:
+    # A strided 1x1 convolution aborts here (oneDNN 3.12), so the child must end well.
+    code = (
+        "import torch; torch.set_num_threads(2); torch.manual_seed(0)\n"
+        "from zoo.families.darts_operations import FactorizedReduce\n"
+        "module = FactorizedReduce(8, 8, affine=True)\n"
+        "for _ in range(40):\n"
+        "    x = torch.randn(27, 8, 16, 16).to(memory_format=torch.channels_last)\n"
+        "    x.requires_grad_(); out = module(x); out.backward(torch.randn_like(out))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,7 @@ from nas.supernet import (
     num_edges,
 )
 from zoo.errors import InvalidInputError
-from zoo.families.darts import OPERATIONS
+from zoo.families.darts_operations import OPERATIONS
 
 PUBLISHED = DartsSpace(cells=8, channels=16, nodes=4)
 
