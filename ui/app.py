@@ -16,8 +16,8 @@ from pathlib import Path
 import streamlit as st
 
 from ui.connection import DEFAULT_URL, Connection
-from ui.site import LOGO, Site, guarded
 from ui.views import assemble, browse, candidate, job, jobs, submit, system
+from ui.website import LOGO, Site, guarded
 
 
 def read_connection(arguments: list[str]) -> Connection:

@@ -76,8 +76,8 @@ def front_figure(
     scatter = go.Scattergl if len(rows) >= WEBGL_FROM else go.Scatter
     for series in series_of(rows, x=x, y=y, names=names):
         _add_points(figure, scatter, series, x=x, y=y)
-        _add_front(figure, go.Scatter, series, x=x, y=y)
-    _add_winners(figure, go.Scatter, winners_of(rows, x=x, y=y), x=x, y=y)
+        _add_front(figure, scatter, series, x=x, y=y)
+    _add_winners(figure, scatter, winners_of(rows, x=x, y=y), x=x, y=y)
     for limit in limits:
         _shade(figure, limit, x=x, y=y)
     figure.update_xaxes(title=label(x), type="log" if log_x else "linear", zeroline=False)
@@ -103,7 +103,8 @@ def _add_points(figure: Any, scatter: Any, series: Series, *, x: str, y: str) ->
     for positions, kind, symbol, colour in kinds:
         if not positions:
             continue
-        marker: dict[str, Any] = {"symbol": symbol, "color": colour, "size": 7}
+        size = 7 if scatter is go.Scatter else 4
+        marker: dict[str, Any] = {"symbol": symbol, "color": colour, "size": size}
         if symbol != "circle":
             marker |= {"line": {"color": colour, "width": 1.5}}
         figure.add_trace(

@@ -13,7 +13,6 @@ from zoo.errors import CorruptArtifactError, StorageFullError
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
-
     from zoo.spec import Chain
 
 _PREFIX = struct.Struct("<Q")

@@ -17,7 +17,6 @@ from ui.terminal import Terminal
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
-
     from zoo.jobs import Job
 
 POLL_S = 0.5

@@ -20,6 +20,11 @@ def label(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
+def title(metric: str) -> str:
+    """Return the title of a metric without its unit, to stand before a value that has one."""
+    return label(metric).partition(" (")[0]
+
+
 def metric(name: str, value: float | None) -> str:
     """Write a metric with its unit, short enough for a table."""
     if value is None:
@@ -68,11 +73,14 @@ def duration(seconds: float | None) -> str:
 
 
 def age(moment: datetime | None, now: datetime) -> str:
-    """Write how long ago ``moment`` was."""
+    """Write how long ago ``moment`` was, in one unit."""
     if moment is None:
         return "–"
-    seconds = max((now - moment).total_seconds(), 0.0)
-    return "just now" if seconds < 1 else f"{duration(seconds)} ago"
+    seconds = int((now - moment).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return "just now"
 
 
 def short(identity: str) -> str:

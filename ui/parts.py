@@ -11,7 +11,7 @@ import streamlit as st
 from ui.charts import histogram_figure
 from ui.export import chain_weights, snippet
 from ui.formats import count, metric, short, size
-from ui.site import Site
+from ui.website import Site
 from zoo.canonical import plain
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from zoo.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
-
     from zoo.jobs import Job
 
 FULL = len("job_") + 36

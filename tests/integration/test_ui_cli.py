@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -300,3 +301,28 @@ def test_the_schema_is_upgraded_and_shown_by_a_process_of_its_own(tmp_path: Path
     )
     assert refused.returncode == 2
     assert "--yes" in refused.stderr
+
+
+def test_ctrl_c_pauses_the_job_and_says_how_to_go_on(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'zoo.db'}"
+    words = [sys.executable, "-c", "from ui.cli import main; main()", "--url", url]
+    words += ["search", "run", "-m", "random", "-p", "candidates=500", "--space", "darts"]
+    words += ["-s", "channels=4", "-s", "nodes=2", "--data", "digits", "--epochs", "1"]
+    searching = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert searching.stderr is not None
+        for line in searching.stderr:
+            if line.startswith("running"):
+                break
+        searching.send_signal(signal.SIGINT)
+        _, said = searching.communicate(timeout=60)
+    finally:
+        searching.kill()
+        searching.wait()
+    assert searching.returncode == 130, said
+    assert "job resume job_" in said
+    assert "Traceback" not in said
+    with Zoo(url) as zoo:
+        assert [str(job.state) for job in zoo.jobs()] == ["paused"]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ui.formats import age, count, duration, metric, size
+from ui.formats import age, count, duration, metric, size, title
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,13 @@ def test_large_numbers_get_prefixes() -> None:
     assert count(999_600) == "1 M"
     assert size(1_234_567) == "1.23 MB"
     assert metric("latency_ms", 2.345) == "2.35 ms"
+    assert title("latency_ms") == "latency"
     assert metric("accuracy", 0.95314) == "0.9531"
     assert metric("flops", None) == "–"
 
 
 def test_ages_count_from_now_and_never_run_backwards() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert age(now - timedelta(seconds=90), now) == "1 min 30 s ago"
+    assert age(now - timedelta(seconds=90), now) == "1 min ago"
     assert age(now + timedelta(seconds=5), now) == "just now"
     assert age(None, now) == "–"

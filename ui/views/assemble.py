@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from ui.cards import accuracy
-from ui.formats import count, label, metric, short, size
+from ui.formats import count, label, metric, short, size, title
 from ui.parts import blocks_of, lineage_of, load_and_download, profiles_of
 from ui.request_text import limits
-from ui.site import Site
+from ui.website import Site
 from zoo.canonical import plain
 from zoo.errors import BlockyardError, InvalidInputError
 from zoo.jobs import JobKind
@@ -136,7 +136,7 @@ def _explain(done: Job) -> None:
     result: Any = plain(done.result)
     explanation = result.get("explanation") or {}
     numbers = ", ".join(
-        f"{label(name)} {metric(name, value)}" for name, value in result["metrics"].items()
+        f"{title(name)} {metric(name, value)}" for name, value in result["metrics"].items()
     )
     st.success(f"Chosen from {explanation.get('considered', '?')} chains: {numbers}")
     refused = explanation.get("refused") or []

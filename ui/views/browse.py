@@ -12,7 +12,7 @@ from ui.cards import accuracy
 from ui.export import snippet
 from ui.formats import count, label, metric, short, size
 from ui.parts import lineage_of, profiles_of
-from ui.site import Site
+from ui.website import Site
 from zoo.canonical import plain
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Any
 import streamlit as st
 
 from ui.catalogue import summary_of
-from ui.formats import duration, label, metric, short
+from ui.formats import duration, metric, short, title
 from ui.parts import blocks_of, lineage_of, load_and_download, profiles_of
 from ui.series import Row
-from ui.site import Site, job_title
 from ui.views.job import candidates_of
+from ui.website import Site, job_title
 
 
 def draw(site: Site) -> None:
@@ -66,7 +66,7 @@ def _metrics(row: Row) -> None:
         for column, (name, value) in zip(
             st.columns(len(row["metrics"])), row["metrics"].items(), strict=True
         ):
-            column.metric(label(name), metric(name, value), border=True)
+            column.metric(title(name), metric(name, value), border=True)
 
 
 def _architecture(row: Row) -> None:

@@ -12,11 +12,11 @@ import streamlit as st
 
 from ui.charts import front_figure, progress_figure
 from ui.following import fraction, progress_text
-from ui.formats import age, duration, label, metric, short
+from ui.formats import age, duration, label, metric, short, title
 from ui.request_text import changed, search_command
 from ui.series import Row
-from ui.site import Site, choose, guarded, job_title, state_badge
 from ui.views.jobs import job_savings
+from ui.website import Site, choose, guarded, job_title, state_badge
 from zoo.canonical import plain
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def _header(site: Site, job_id: str) -> None:
         st.session_state[f"state-{job_id}"] = job.state
         st.rerun()
     st.session_state[f"state-{job_id}"] = job.state
-    title, actions = st.columns([3, 2], vertical_alignment="center")
-    with title:
+    heading, actions = st.columns([3, 2], vertical_alignment="center")
+    with heading:
         st.header(job_title(job), anchor=False)
         with st.container(horizontal=True, vertical_alignment="center"):
             state_badge(job.state)
@@ -397,7 +397,7 @@ def _winners(site: Site, job: Job) -> None:
     result: Any = plain(job.result or {})
     for item in result.get("winners") or ():
         numbers = " · ".join(
-            f"{label(name)} {metric(name, value)}" for name, value in item["metrics"].items()
+            f"{title(name)} {metric(name, value)}" for name, value in item["metrics"].items()
         )
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             site.link(

@@ -11,7 +11,7 @@ import streamlit as st
 
 from ui.following import fraction, progress_text
 from ui.formats import age, duration
-from ui.site import Site, guarded, state_badge
+from ui.website import Site, guarded, state_badge
 
 if TYPE_CHECKING:
     from zoo.client import Zoo

@@ -11,7 +11,7 @@ import streamlit as st
 from ui.catalogue import Entry
 from ui.formats import count, duration, label, metric
 from ui.request_text import limits, search_command, value
-from ui.site import Site
+from ui.website import Site
 from zoo.errors import BlockyardError, InvalidInputError
 from zoo.jobs import JobKind
 from zoo.schemas import METRICS, parse_request

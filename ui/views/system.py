@@ -9,7 +9,7 @@ import streamlit as st
 
 from ui.following import progress_text
 from ui.formats import age
-from ui.site import Site, guarded
+from ui.website import Site, guarded
 
 
 def draw(site: Site) -> None:
