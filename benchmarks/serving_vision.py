@@ -7,8 +7,8 @@ is checked against PyTorch. Measured over HTTP with binary bodies, requests per 
 - ``batched_vs_single``: Blockyard, against the same server computing one request at a
   time (batch cap 1).
 - ``vs_litserve``: Blockyard, against one LitServe server that holds all variants, with
-  the best settings of a small grid (batch size, batch timeout, workers). LitServe gets the
-  cheapest form it offers: raw bytes, the same runners, batches grouped by variant.
+  the best settings of a small grid (batch size, batch timeout, workers, threads). LitServe
+  gets the cheapest form it offers: raw bytes, the same runners, batches grouped by variant.
 
 The systems are measured in turns, round by round, and the medians are reported; whoever
 is not measured is paused. Run: ``python benchmarks/serving_vision.py [--json]``.
@@ -24,6 +24,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from serving.runners.inputs import random_input
 WARMUP_S = 1.0
 IMAGES = 16
 
+Say = Callable[[str], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
@@ -52,7 +55,7 @@ class System:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    say = (lambda *words: None) if options.json else (lambda *words: print(*words, flush=True))
+    say: Say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
     plain, binary = calls(options.cells, options.seed)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -88,7 +91,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="per measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="only see that it works")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.seconds, options.rounds = 0.5, 1
     options.device = str(resolve(options.device))
     return options
 
@@ -136,17 +142,19 @@ def kserve_request(model: str, data: bytes) -> bytes:
 
 
 def try_litserve(
-    options: argparse.Namespace, plain: tuple[Call, ...], folder: Path, say: object
+    options: argparse.Namespace, plain: tuple[Call, ...], folder: Path, say: Say
 ) -> dict[str, float]:
     """Return requests per second of every LitServe setting, keyed by the setting as JSON."""
     found = {}
-    workers = sorted({1, options.threads})
-    for batch, timeout_s, count in itertools.product((8, 32), (0.002, 0.01), workers):
+    cores = options.threads
+    workers = sorted({(1, 1), (1, cores), (cores, 1)})
+    grid = list(itertools.product((8, 32), (0.002, 0.01), workers))
+    for batch, timeout_s, (count, threads) in grid[-1:] if options.quick else grid:
         settings = shared_options(options) | {
             "cells": options.cells,
             "seed": options.seed,
             "workers": count,
-            "threads": max(1, options.threads // count),
+            "threads": threads,
             "max_batch": batch,
             "batch_timeout_s": timeout_s,
         }
@@ -157,8 +165,8 @@ def try_litserve(
                 drive(server.port, plain, clients=options.clients, seconds=options.seconds / 2)
             )
         found[json.dumps(settings)] = load.requests_per_s
-        say(  # type: ignore[operator]
-            f"LitServe batch {batch}, timeout {timeout_s}, workers {count}: "
+        say(
+            f"LitServe batch {batch}, timeout {timeout_s}, workers {count}, threads {threads}: "
             f"{load.requests_per_s:.0f} requests/s"
         )
     return found
@@ -179,9 +187,7 @@ def start(
     return System(name=name, process=process, calls=questions)
 
 
-def measure(
-    systems: list[System], options: argparse.Namespace, say: object
-) -> dict[str, list[Load]]:
+def measure(systems: list[System], options: argparse.Namespace, say: Say) -> dict[str, list[Load]]:
     """Measure every system once a round, in turns, after a warm-up in each turn."""
     rounds: dict[str, list[Load]] = {system.name: [] for system in systems}
     for number in range(options.rounds):
@@ -198,7 +204,7 @@ def measure(
                 )
             system.process.pause()
             rounds[system.name].append(load)
-            say(f"round {number + 1}: {system.name} {load.requests_per_s:.0f} requests/s")  # type: ignore[operator]
+            say(f"round {number + 1}: {system.name} {load.requests_per_s:.0f} requests/s")
     return rounds
 
 
