@@ -57,9 +57,7 @@ class Score:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    scores = {
-        name: table_scores(name, encode, options) for name, encode in TABLES.items()
-    }
+    scores = {name: table_scores(name, encode, options) for name, encode in TABLES.items()}
     show(options, scores)
     return 0
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from ui.commands import chain, demo, job, key, plugins, process, search, store
+from ui.commands import chain, cost, demo, job, key, plugins, process, search, store
 from ui.terminal import Group, Terminal, answer_options, connection_options
 from zoo.errors import BlockyardError, InvalidInputError
 
@@ -34,6 +34,7 @@ for command in (
     job.job,
     store.zoo,
     chain.chain,
+    cost.cost,
     process.serve,
     process.worker,
     process.ui,

@@ -28,6 +28,7 @@ from serving.runners.onnx_export import export_onnx
 from serving.runners.onnx_runner import OnnxRunner
 from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner
+from workers import cost_duties
 from workers.wire import Message
 from zoo.builders import ChainModule, build_chain
 from zoo.errors import ConflictError, UnknownNameError
@@ -80,6 +81,9 @@ class Duties:
             "accuracy": self.accuracy,
             "export": self.export,
             "preview": self.preview,
+            "operations": self.operations,
+            "time_operations": self.time_operations,
+            "time_network": self.time_network,
             "open": self.open,
             "steps": self.steps,
             "best": self.best,
@@ -247,6 +251,20 @@ class Duties:
         steps = [after - before for before, after in pairwise(moments)]
         per_epoch = max(1, len(data.train) // recipe.batch_size)
         return median(steps or [0.0]) * per_epoch * recipe.epochs
+
+    def operations(self, args: Json, _: Blobs) -> Message:
+        """List the distinct operations of a space, or of given architectures."""
+        space = make_space(args["space"]["name"], args["space"]["params"])
+        return cost_duties.operations(space, self._data(args), args)
+
+    def time_operations(self, args: Json, _: Blobs) -> Message:
+        """Time operations one by one."""
+        return cost_duties.time_operations(args)
+
+    def time_network(self, args: Json, _: Blobs) -> Message:
+        """Time a whole untrained network and meter its energy."""
+        space, _architecture, data = self._candidate(args)
+        return cost_duties.time_network(space, data, args)
 
     def open(self, args: Json, _: Blobs) -> Message:
         """Build a method that trains; it stays here until ``close``."""

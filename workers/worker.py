@@ -42,6 +42,8 @@ JOBS: Mapping[JobKind, str] = {
     JobKind.PROFILE: "workers.profile_job",
     JobKind.MEASURE: "workers.measure_job",
     JobKind.ASSEMBLE: "workers.assemble_job",
+    JobKind.COST_TABLE: "workers.cost_table_job",
+    JobKind.FRONTS: "workers.fronts_job",
 }
 """Where each kind's ``run`` is."""
 

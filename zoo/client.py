@@ -40,7 +40,9 @@ from zoo.waiting import local_worker, wait_for, watch_job
 T = TypeVar("T")
 Query = TypeVar("Query", BlockQuery, ChainQuery, JobQuery)
 
-ON_DEVICE = frozenset({JobKind.PROFILE, JobKind.MEASURE, JobKind.ASSEMBLE})
+ON_DEVICE = frozenset(
+    {JobKind.PROFILE, JobKind.MEASURE, JobKind.ASSEMBLE, JobKind.COST_TABLE, JobKind.FRONTS}
+)
 """Jobs that only a worker with the requested device may run; a search sends for one."""
 
 

@@ -31,6 +31,8 @@ class JobKind(enum.StrEnum):
     PROFILE = "profile"
     MEASURE = "measure"
     ASSEMBLE = "assemble"
+    COST_TABLE = "cost-table"
+    FRONTS = "fronts"
 
 
 class JobState(enum.StrEnum):

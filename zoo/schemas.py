@@ -124,12 +124,36 @@ class AssembleRequest(Schema):
     name: str | None = Field(default=None, description="alias to give the chosen chain")
 
 
+class CostTableRequest(Schema):
+    """Measure every distinct operation of a space once on a device, and check the sums."""
+
+    space: Choice
+    data: str = Field(description="gives the input's shape and the number of classes")
+    device: str = "auto"
+    batch: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    samples: int = Field(default=64, ge=1, le=4096, description="architectures looked at")
+    networks: int = Field(default=20, ge=0, le=256, description="measured whole, to check sums")
+    repeats: int = Field(default=50, ge=5, le=10_000)
+    seed: int = 0
+
+
+class FrontsRequest(Schema):
+    """Recompute the fronts of finished searches for a device, without training."""
+
+    device: str
+    jobs: tuple[str, ...] = Field(default=(), description="searches; all that succeeded if empty")
+    repeats: int = Field(default=50, ge=5, le=10_000)
+
+
 REQUESTS: dict[JobKind, type[Schema]] = {
     JobKind.SEARCH: SearchRequest,
     JobKind.PREVIEW: PreviewRequest,
     JobKind.PROFILE: ProfileRequest,
     JobKind.MEASURE: MeasureRequest,
     JobKind.ASSEMBLE: AssembleRequest,
+    JobKind.COST_TABLE: CostTableRequest,
+    JobKind.FRONTS: FrontsRequest,
 }
 
 

@@ -134,7 +134,9 @@ def ofa(
     shaped = options.reshape(len(kernel), -1)
     macs, moved = _ofa_costs(kernel, expand, used, size)
     return {
-        "analytic": np.c_[macs / 1e8, moved / 1e6, used.sum(axis=1) / 10, area, size / OFA_RESOLUTIONS[-1]],
+        "analytic": np.c_[
+            macs / 1e8, moved / 1e6, used.sum(axis=1) / 10, area, size / OFA_RESOLUTIONS[-1]
+        ],
         "operations": options.sum(axis=1),
         "resolution": _one_hot(_positions(resolutions, OFA_RESOLUTIONS), len(OFA_RESOLUTIONS)),
         "operations at shapes": shaped,
@@ -144,7 +146,8 @@ def ofa(
 
 def _fbnet_costs(chans: int, width: int, pixels: int, stride: int) -> tuple[Floats, Floats]:
     """Return multiply-accumulates and activations moved, of each operation at one shape."""
-    macs, moved = [], []
+    macs: list[float] = []
+    moved: list[float] = []
     out = pixels // stride
     for kernel, expand, groups in FBNET_OPS:
         middle = chans * expand
@@ -202,4 +205,3 @@ def _positions(values: Sequence[Sequence[int]] | Sequence[int], options: Sequenc
 
 def _one_hot(choices: Ints, options: int) -> Floats:
     return np.eye(options)[choices]
-

@@ -153,10 +153,16 @@ class LatencyPredictor:
             centre, weights = (np.asarray(data[name], float) for name in ("centre", "weights"))
             if not len(centre) == len(weights) == sum(widths.values()):
                 raise ValueError("the parts disagree in length")
-            numbers = {name: float(data[name]) for name in ("intercept", "least_ms")}
+            intercept, least_ms = (float(data[name]) for name in ("intercept", "least_ms"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtifactError(f"a latency predictor is damaged: {error}") from error
-        return cls(widths=widths, centre=centre, weights=weights, **numbers)
+        return cls(
+            widths=widths,
+            centre=centre,
+            weights=weights,
+            intercept=intercept,
+            least_ms=least_ms,
+        )
 
     def save(self, path: Path) -> None:
         """Write the predictor as one JSON file."""
@@ -218,7 +224,10 @@ def _solve(
         variance = noise / max(len(columns) - 1 - used.sum(), 1.0)
         sizes = np.array([np.sum(solution[1:][groups == g] ** 2) for g in range(len(strengths))])
         found = np.clip(
-            np.maximum(used, 1e-9) * variance / np.maximum(sizes, 1e-300), 1e-9 * gram[0, 0], ceiling)
+            np.maximum(used, 1e-9) * variance / np.maximum(sizes, 1e-300),
+            1e-9 * gram[0, 0],
+            ceiling,
+        )
         settled = np.all(np.abs(np.log(found / strengths)) < 0.05)
         strengths = found
         if settled:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zoo.jobs import Job
     from zoo.store.protocols import Event
 
-KINDS = ["search", "preview", "profile", "measure", "assemble"]
+KINDS = ["search", "preview", "profile", "measure", "assemble", "cost-table", "fronts"]
 STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 POLL_S = 1.0
 

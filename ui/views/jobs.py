@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PAGE = 20
 WIDTHS = (2.2, 1.0, 1.5, 3.0, 0.9, 1.2, 1.1, 1.3)
-KINDS = ("search", "assemble", "preview", "profile", "measure")
+KINDS = ("search", "assemble", "preview", "profile", "measure", "cost-table", "fronts")
 
 
 def draw(site: Site) -> None:

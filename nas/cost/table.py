@@ -1,0 +1,297 @@
+"""Measured latency of operations, kept in a versioned file; a network's is their sum.
+
+The sum is exact where operations run one after another without fusion, and is checked on
+whole networks when a table is built (``Additivity``). An operation that was not measured
+is measured now or is an error: it never counts as zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import yaml
+
+from zoo.canonical import Json, plain
+from zoo.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+
+FORMAT = "blockyard.latency_table"
+VERSION = 1
+
+Measure = Callable[[str], "Entry"]
+"""Measures one operation by its key, on the table's device and in its runtime."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Milliseconds of one operation: median and interquartile range of ``count`` samples.
+
+    ``macs`` and ``moved_bytes`` are 0 where a table does not say.
+    """
+
+    median_ms: float
+    spread_ms: float
+    count: int
+    macs: int = 0
+    moved_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.median_ms) and self.median_ms >= 0 and self.spread_ms >= 0):
+            raise InvalidInputError(
+                f"a latency of {self.median_ms} ms, spread {self.spread_ms} ms, is no measurement"
+            )
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "median_ms": self.median_ms,
+            "spread_ms": self.spread_ms,
+            "count": self.count,
+            "macs": self.macs,
+            "moved_bytes": self.moved_bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additivity:
+    """How far sums were from whole networks that were measured too.
+
+    ``errors`` are relative, ``sum / measured - 1``, one a network; ``spearman`` is the
+    rank correlation, None for fewer than three networks.
+    """
+
+    errors: tuple[float, ...]
+    spearman: float | None = None
+
+    @property
+    def median_error(self) -> float:
+        """Return the median of the absolute relative errors."""
+        return float(np.median(np.abs(self.errors)))
+
+    @classmethod
+    def compare(cls, sums_ms: Iterable[float], measured_ms: Iterable[float]) -> Self:
+        """Compare sums with measurements of the same networks.
+
+        Raises:
+            InvalidInputError: There is none, or their numbers differ.
+        """
+        sums, measured = np.asarray(list(sums_ms)), np.asarray(list(measured_ms))
+        if not len(sums) or len(sums) != len(measured):
+            raise InvalidInputError(
+                f"{len(sums)} sums and {len(measured)} measurements; give one each, at least one"
+            )
+        correlation = None
+        if len(sums) > 2:
+            from scipy.stats import spearmanr
+
+            value = float(spearmanr(sums, measured).statistic)
+            correlation = value if math.isfinite(value) else None
+        return cls(errors=tuple((sums / measured - 1).tolist()), spearman=correlation)
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "errors": list(self.errors),
+            "median_error": self.median_error,
+            "spearman": self.spearman,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """Latencies of operations on one device, in one runtime, precision and batch size.
+
+    ``device`` is the device's id and what determines its speed, ``clocks`` what was known
+    of its clock rates while measuring, ``space`` the search space that was covered, and
+    ``energy`` a fitted energy model as ``nas.cost.energy`` writes it, if power was metered.
+    """
+
+    device: Mapping[str, Json]
+    runtime: str
+    precision: str
+    batch: int
+    entries: Mapping[str, Entry]
+    clocks: Mapping[str, Json] = field(default_factory=dict)
+    space: Mapping[str, Json] = field(default_factory=dict)
+    additivity: Additivity | None = None
+    energy: Mapping[str, Json] | None = None
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.entries
+
+    def entry(self, key: str) -> Entry:
+        """Return the measurement of an operation.
+
+        Raises:
+            NotFoundError: It was not measured.
+        """
+        try:
+            return self.entries[key]
+        except KeyError:
+            raise NotFoundError(
+                f"operation {key} is not in this latency table of {len(self.entries)}; "
+                "build the table for the space that has it, or measure the operation"
+            ) from None
+
+    def total_ms(self, keys: Iterable[str]) -> float:
+        """Return the sum of operations' medians.
+
+        Raises:
+            NotFoundError: One was not measured; the message names it.
+        """
+        return math.fsum(self.entry(key).median_ms for key in keys)
+
+    def completed(self, keys: Iterable[str], measure: Measure) -> LatencyTable:
+        """Return this table with those of ``keys`` that it lacks, each measured once."""
+        missing = dict.fromkeys(key for key in keys if key not in self.entries)
+        found = {key: measure(key) for key in missing}
+        return replace(self, entries={**self.entries, **found}) if found else self
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "device": plain(self.device),
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "batch": self.batch,
+            "clocks": plain(self.clocks),
+            "space": plain(self.space),
+            "additivity": self.additivity.to_json() if self.additivity else None,
+            "energy": plain(self.energy) if self.energy is not None else None,
+            "entries": {key: entry.to_json() for key, entry in sorted(self.entries.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what ``to_json`` gave.
+
+        Raises:
+            CorruptArtifactError: It is no table of this version, or parts are missing.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise CorruptArtifactError("this is no latency table; build one or import one")
+        if data.get("version") != VERSION:
+            raise CorruptArtifactError(
+                f"a latency table of version {data.get('version')}; this program reads {VERSION}"
+            )
+        try:
+            checked = data["additivity"]
+            return cls(
+                device=data["device"],
+                runtime=data["runtime"],
+                precision=data["precision"],
+                batch=int(data["batch"]),
+                clocks=data["clocks"],
+                space=data["space"],
+                additivity=Additivity(errors=tuple(checked["errors"]), spearman=checked["spearman"])
+                if checked
+                else None,
+                energy=data["energy"],
+                entries={key: Entry(**entry) for key, entry in data["entries"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidInputError) as error:
+            raise CorruptArtifactError(f"a latency table is damaged: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the table as one JSON file."""
+        path.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a table.
+
+        Raises:
+            CorruptArtifactError: The file cannot be read, or is no table.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CorruptArtifactError(f"{path} cannot be read: {error}") from error
+        return cls.from_json(data)
+
+
+def mobile_key(
+    kind: str,
+    inputs: tuple[int, int, int],
+    outputs: tuple[int, int, int] | int,
+    *,
+    expand: int | None = None,
+    kernel: int | None = None,
+    stride: int | None = None,
+    idskip: bool | None = None,
+) -> str:
+    """Return the key of a layer in ProxylessNAS's tables.
+
+    Args:
+        kind: ``Conv``, ``Conv_1``, ``expanded_conv`` or ``Logits``.
+        inputs: Height, width and channels.
+        outputs: The same, or the number of classes.
+        expand: Expansion of an inverted bottleneck; with it go the other three.
+        kernel: Its kernel size.
+        stride: Its stride.
+        idskip: Whether it has a shortcut.
+    """
+    result = str(outputs) if isinstance(outputs, int) else "x".join(map(str, outputs))
+    key = f"{kind}-input:{'x'.join(map(str, inputs))}-output:{result}"
+    if expand is None:
+        return key
+    if kernel is None or stride is None or idskip is None:
+        raise InvalidInputError(f"{key} has an expansion; give kernel, stride and idskip too")
+    return f"{key}-expand:{expand}-kernel:{kernel}-stride:{stride}-idskip:{int(idskip)}"
+
+
+_MOBILE_KEY = re.compile(
+    r"[A-Za-z_0-9]+-input:\d+x\d+x\d+-output:\d+(x\d+x\d+)?"
+    r"(-expand:\d+-kernel:\d+-stride:\d+-idskip:[01])?"
+)
+
+
+def from_proxyless_yaml(text: str, *, device: str) -> LatencyTable:
+    """Read a table in the YAML form of ProxylessNAS: ``key: {count, mean, var}``, in ms.
+
+    The mean stands for the median, the standard deviation of ``var`` gives the spread.
+
+    Args:
+        text: The file's contents; only plain YAML values are read.
+        device: What the latencies were measured on, as the author names it.
+
+    Raises:
+        InvalidInputError: The text is no such table; the message names the entry.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"the table is not plain YAML: {error}") from error
+    if not isinstance(data, dict) or not data:
+        raise InvalidInputError("the table is no YAML mapping of layers to measurements")
+    entries = {}
+    for key, fields in data.items():
+        if not isinstance(key, str) or not _MOBILE_KEY.fullmatch(key):
+            raise InvalidInputError(f"{key!r} is not a layer key of a ProxylessNAS table")
+        try:
+            mean, count = float(fields["mean"]), int(fields["count"])
+            variance = float(fields.get("var", 0.0))
+        except (TypeError, KeyError, ValueError) as error:
+            raise InvalidInputError(
+                f"layer {key}: {fields!r} needs numbers under mean, count and var"
+            ) from error
+        if variance < 0 or count < 1:
+            raise InvalidInputError(f"layer {key}: count {count}, var {variance} is impossible")
+        spread = _NORMAL_IQR * math.sqrt(variance)
+        entries[key] = Entry(median_ms=mean, spread_ms=spread, count=count)
+    return LatencyTable(
+        device={"id": None, "name": device, "kind": "imported"},
+        runtime="imported",
+        precision="float32",
+        batch=1,
+        entries=entries,
+    )
+
+
+_NORMAL_IQR = 1.349
+"""Interquartile range of a normal distribution, in standard deviations."""
