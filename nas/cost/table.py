@@ -274,9 +274,9 @@ def from_proxyless_yaml(text: str, *, device: str) -> LatencyTable:
         if not isinstance(key, str) or not _MOBILE_KEY.fullmatch(key):
             raise InvalidInputError(f"{key!r} is not a layer key of a ProxylessNAS table")
         try:
-            mean, count = float(fields["mean"]), int(fields["count"])
-            variance = float(fields.get("var", 0.0))
-        except (TypeError, KeyError, ValueError) as error:
+            mean, variance = _number(fields["mean"]), _number(fields.get("var", 0.0))
+            count = int(_number(fields["count"]))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidInputError(
                 f"layer {key}: {fields!r} needs numbers under mean, count and var"
             ) from error
@@ -291,6 +291,13 @@ def from_proxyless_yaml(text: str, *, device: str) -> LatencyTable:
         batch=1,
         entries=entries,
     )
+
+
+def _number(value: object) -> float:
+    """Return a YAML number; its ``no`` is a boolean, and no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 _NORMAL_IQR = 1.349
