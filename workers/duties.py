@@ -45,6 +45,9 @@ trained is ever used to judge another, or a recombination of both."""
 TIMED_STEPS = 8
 """Training steps from which a preview estimates a candidate's time."""
 
+PREVIEW_CLIMBS = 24
+"""Mutations tried towards the least and towards the greatest network of a space."""
+
 Json = dict[str, Any]
 Blobs = tuple[bytes, ...]
 
@@ -223,6 +226,7 @@ class Duties:
             args["samples"],
             args["seed"],
             limits=[Limit.model_validate(item) for item in args["limits"]],
+            climbs=PREVIEW_CLIMBS,
         )
         head = {
             "kind": "preview",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,9 @@ from nas.cost.analytic import cost
 from nas.protocols import Limit, SearchSpace
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, TensorSpec
+
+Counted = tuple[Architecture, dict[str, float]]
+"""An architecture and its counted cost."""
 
 
 class Latency(Protocol):
@@ -60,6 +63,7 @@ def preview(
     *,
     limits: Sequence[Limit] = (),
     measured: int = 8,
+    climbs: int = 0,
 ) -> Preview:
     """Sample a space and say what its architectures cost and whether limits can hold.
 
@@ -72,24 +76,37 @@ def preview(
         seed: Determines which.
         limits: Bounds to judge; a limit on latency is judged on the measured ones only.
         measured: How many of the samples to measure, evenly spread over their FLOPs.
+        climbs: Mutations tried from the least and from the greatest sample, each kept if it
+            goes further: random samples alone seldom meet the ends of a large space.
+            Medians are of the samples only.
     """
+
+    def price(architecture: Architecture) -> dict[str, float]:
+        network = space.build(architecture, inputs=inputs, num_classes=num_classes)
+        return cost(network, inputs).metrics()
+
     rng = random.Random(derive_seed(seed, "preview"))
     drawn = [space.sample(rng) for _ in range(samples)]
-    rows = [
-        cost(space.build(item, inputs=inputs, num_classes=num_classes), inputs).metrics()
-        for item in drawn
-    ]
+    rows = [price(item) for item in drawn]
+    for sign in (1, -1) if climbs else ():
+        end = min(range(samples), key=lambda i: sign * rows[i]["flops"])
+        found = _climbed(space, price, (drawn[end], rows[end]), sign, rng, climbs)
+        drawn.append(found[0])
+        rows.append(dict(found[1]))
     if measure is not None:
-        order = sorted(range(samples), key=lambda i: rows[i]["flops"])
-        last = max(1, min(measured, samples) - 1)
-        for position in {round(k * (samples - 1) / last) for k in range(last + 1)}:
+        order = sorted(range(len(rows)), key=lambda i: rows[i]["flops"])
+        last = max(1, min(measured, len(rows)) - 1)
+        for position in {round(k * (len(rows) - 1) / last) for k in range(last + 1)}:
             number = order[position]
             rows[number]["latency_ms"] = measure(drawn[number]).median_ms
     judged = [limit for limit in limits if any(limit.metric in row for row in rows)]
     seen = [row for row in rows if all(limit.metric in row for limit in judged)]
     feasible = [row for row in seen if all(_holds(limit, row[limit.metric]) for limit in judged)]
     spreads = {
-        metric: _spread(row[metric] for row in rows if metric in row)
+        metric: _spread(
+            [row[metric] for row in rows if metric in row],
+            [row[metric] for row in rows[:samples] if metric in row],
+        )
         for metric in dict.fromkeys(metric for row in rows for metric in row)
     }
     return Preview(
@@ -101,13 +118,31 @@ def preview(
     )
 
 
+def _climbed(
+    space: SearchSpace,
+    price: Callable[[Architecture], dict[str, float]],
+    start: Counted,
+    sign: int,
+    rng: random.Random,
+    climbs: int,
+) -> Counted:
+    """Return where mutations lead that never go back: to less (sign 1) or to more (-1)."""
+    best = start
+    for _ in range(climbs):
+        other = space.mutate(best[0], rng)
+        counted = price(other)
+        if sign * counted["flops"] <= sign * best[1]["flops"]:
+            best = other, counted
+    return best
+
+
 def _holds(limit: Limit, value: float) -> bool:
     return (limit.max is None or value <= limit.max) and (limit.min is None or value >= limit.min)
 
 
-def _spread(values: Iterable[float]) -> Spread:
-    known = list(values)
-    return Spread(min=min(known), median=statistics.median(known), max=max(known))
+def _spread(seen: Sequence[float], sampled: Sequence[float]) -> Spread:
+    """Return the ends of all that was seen, and the median of what was drawn at random."""
+    return Spread(min=min(seen), median=statistics.median(sampled or seen), max=max(seen))
 
 
 def _reason(limits: Sequence[Limit], spreads: dict[str, Spread]) -> str:

@@ -118,6 +118,15 @@ def test_a_preview_spans_what_the_samples_cost() -> None:
     assert found == preview(SPACE, IMAGE, 10, samples=12, seed=1)
 
 
+def test_climbing_finds_ends_that_samples_missed_and_keeps_their_median() -> None:
+    space = DartsSpace(cells=1, channels=2, nodes=2)
+    few = preview(space, IMAGE, 10, samples=4)
+    ends = preview(space, IMAGE, 10, samples=4, climbs=24)
+    assert ends.cost["flops"].min < few.cost["flops"].min
+    assert ends.cost["flops"].max > few.cost["flops"].max
+    assert ends.cost["flops"].median == few.cost["flops"].median
+
+
 def test_a_preview_measures_a_few_from_the_cheapest_to_the_dearest() -> None:
     asked: list[int] = []
 
