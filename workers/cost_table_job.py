@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
+
 from nas import checkpoint
 from nas.cost.energy import EnergyModel
 from nas.cost.operations import Operation
-from nas.cost.table import Additivity, Entry, LatencyTable
+from nas.cost.table import Additivity, Entry, LatencyTable, overhead_ms
 from workers.context import JobContext
 from workers.supervisor import Limits
 from zoo.canonical import Json, plain
@@ -73,7 +75,7 @@ def build(context: JobContext, request: CostTableRequest, device: Device) -> Lat
     """Build a table on a device of this worker, going on from a checkpoint of the job."""
     context.session.progress(step=0, total=1, message="listing operations", phase="list")
     listed = listing(context, request)
-    state = _load(context)
+    state = measured_before(context)
     measure_operations(context, request, device, listed.operations, state)
     _measure_networks(context, request, device, listed, state)
     table = LatencyTable(
@@ -89,9 +91,11 @@ def build(context: JobContext, request: CostTableRequest, device: Device) -> Lat
     if not timed:
         return table
     sums = [table.total_ms(listed.keys(number)) for number in range(len(timed))]
+    counts = [len(network) for network in listed.networks]
     return replace(
         table,
-        additivity=Additivity.compare(sums, timed),
+        overhead_ms=overhead_ms(*map(np.asarray, (sums, timed, counts))),
+        additivity=Additivity.compare(sums, timed, counts),
         energy=_energy(listed, state.networks),
     )
 
@@ -201,8 +205,8 @@ def _save(context: JobContext, state: Measured) -> None:
     context.store.jobs.save_checkpoint(context.job.id, context.session.token, digest, steps)
 
 
-def _load(context: JobContext) -> Measured:
-    """Return the newest checkpoint that can be read, or a fresh start."""
+def measured_before(context: JobContext) -> Measured:
+    """Return what the job measured before it was interrupted: the newest checkpoint that loads."""
     for step, digest in context.store.jobs.checkpoints(context.job.id):
         try:
             saved = checkpoint.unpack(context.store.files.get(digest))["state"]

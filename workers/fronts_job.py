@@ -9,13 +9,24 @@ sums are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
 from typing import Any, cast
 
-from nas.cost.table import Additivity, Entry, LatencyTable
+import numpy as np
+
+from nas.cost.table import Entry, LatencyTable, overhead_ms
 from nas.pareto import front
 from workers.context import JobContext
-from workers.cost_table_job import Measured, listing, measure_operations, time_network
-from zoo.canonical import Json, canonical_json, plain
+from workers.cost_table_job import (
+    Listed,
+    Measured,
+    listing,
+    measure_operations,
+    measured_before,
+    time_network,
+)
+from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, NotFoundError
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobState
 from zoo.schemas import METRICS, CostTableRequest, FrontsRequest, SearchRequest, parse_request
@@ -24,14 +35,18 @@ from zoo.store.protocols import JobQuery
 
 LATENCY = "latency_ms"
 
+CALIBRATED = 5
+"""Networks measured whole before a front is chosen, for the overhead of calls."""
+
 
 def run(context: JobContext) -> Mapping[str, Json]:
     """Recompute the fronts of finished searches on a device.
 
     Returns:
         ``{"device", "fronts": [{"job", "front": [{"candidate", "architecture", "metrics",
-        "sum_ms"}], "considered", "median_error"}], "measured"}``: ``metrics`` hold the
-        latency measured on the device, ``sum_ms`` is what the table gave for it.
+        "sum_ms", "feasible"}], "considered", "feasible", "median_error"}], "measured"}``:
+        ``metrics`` hold the latency measured on the device, by which ``feasible`` judges;
+        ``sum_ms`` is what the table gave for it.
 
     Raises:
         InvalidInputError: A job that was named is no finished search, or there is none.
@@ -41,7 +56,8 @@ def run(context: JobContext) -> Mapping[str, Json]:
     if not context.owns(device):
         return context.delegate(JobKind.FRONTS, context.job.spec, device)
     jobs = _searches(context, request.jobs)
-    states: dict[bytes, Measured] = {}
+    # Operations are keyed by what they compute, shapes included: searches share them.
+    state = measured_before(context)
     fronts: list[Json] = []
     for number, job in enumerate(jobs):
         context.session.progress(
@@ -51,11 +67,8 @@ def run(context: JobContext) -> Mapping[str, Json]:
         table_request = CostTableRequest(
             space=search.space, data=search.data, batch=search.batch, repeats=request.repeats
         )
-        # Operations are keyed by what they compute, so spaces share what they have in common.
-        state = states.setdefault(canonical_json({"batch": search.batch}), Measured())
         fronts.append(_recomputed(context, job, search, table_request, device, state))
-    measured = sum(len(state.entries) for state in states.values())
-    return {"device": device.id, "fronts": fronts, "measured": measured}
+    return {"device": device.id, "fronts": fronts, "measured": len(state.entries)}
 
 
 def _searches(context: JobContext, wanted: Sequence[str]) -> list[Job]:
@@ -93,8 +106,54 @@ def _recomputed(
 ) -> Json:
     """Return one search's front on ``device``, its networks measured whole."""
     candidates = _judged(context, job, search)
+    if not candidates:
+        return {"job": job.id, "front": [], "considered": 0, "feasible": 0, "median_error": None}
     listed = listing(context, request, [item.architecture for item in candidates])
     measure_operations(context, request, device, listed.operations, state)
+    table = _calibrated(context, request, device, listed, state)
+    sums = [table.total_ms(listed.keys(number)) for number in range(len(candidates))]
+    metrics = [{**item.metrics, LATENCY: ms} for item, ms in zip(candidates, sums, strict=True)]
+    allowed = [number for number, values in enumerate(metrics) if _holds(search, values)]
+    points = [[metrics[number][name] for name in search.objectives] for number in allowed]
+    best = [allowed[int(place)] for place in front(points, [METRICS[n] for n in search.objectives])]
+    rows: list[Json] = []
+    errors = []
+    for number in best:
+        timed = time_network(context, request, device, listed.architectures[number])
+        values = {**metrics[number], LATENCY: timed["median_ms"]}
+        errors.append(abs(sums[number] / timed["median_ms"] - 1))
+        rows.append(
+            {
+                "candidate": candidates[number].number,
+                "architecture": plain(candidates[number].architecture),
+                "metrics": plain(values),
+                "sum_ms": sums[number],
+                "feasible": _holds(search, values),
+            }
+        )
+    return {
+        "job": job.id,
+        "front": rows,
+        "considered": len(candidates),
+        "feasible": len(allowed),
+        "median_error": median(errors) if errors else None,
+    }
+
+
+def _holds(search: SearchRequest, values: Mapping[str, float]) -> bool:
+    return all(
+        limit.metric in values and limit.holds(values[limit.metric]) for limit in search.limits
+    )
+
+
+def _calibrated(
+    context: JobContext,
+    request: CostTableRequest,
+    device: Device,
+    listed: Listed,
+    state: Measured,
+) -> LatencyTable:
+    """Return the table of what was measured, its overhead found on a few whole networks."""
     table = LatencyTable(
         device={"id": device.id},
         runtime="torch",
@@ -102,38 +161,15 @@ def _recomputed(
         batch=request.batch,
         entries={key: Entry(**entry) for key, entry in state.entries.items()},
     )
-    sums = [table.total_ms(listed.keys(number)) for number in range(len(candidates))]
-    metrics = [{**item.metrics, LATENCY: ms} for item, ms in zip(candidates, sums, strict=True)]
-    allowed = [
-        number
-        for number, values in enumerate(metrics)
-        if all(
-            limit.metric in values and limit.holds(values[limit.metric]) for limit in search.limits
-        )
+    last = len(listed.networks) - 1
+    chosen = sorted({round(k * last / (CALIBRATED - 1)) for k in range(CALIBRATED)})
+    sums = [table.total_ms(listed.keys(number)) for number in chosen]
+    timed = [
+        time_network(context, request, device, listed.architectures[number])["median_ms"]
+        for number in chosen
     ]
-    points = [[metrics[number][name] for name in search.objectives] for number in allowed]
-    best = [allowed[int(place)] for place in front(points, [METRICS[n] for n in search.objectives])]
-    rows: list[Json] = []
-    times = []
-    for number in best:
-        timed = time_network(context, request, device, plain(candidates[number].architecture))  # type: ignore[arg-type]
-        times.append(timed["median_ms"])
-        rows.append(
-            {
-                "candidate": candidates[number].number,
-                "architecture": plain(candidates[number].architecture),
-                "metrics": {**metrics[number], LATENCY: timed["median_ms"]},
-                "sum_ms": sums[number],
-            }
-        )
-    checked = Additivity.compare([sums[n] for n in best], times) if best else None
-    return {
-        "job": job.id,
-        "front": rows,
-        "considered": len(candidates),
-        "feasible": len(allowed),
-        "median_error": checked.median_error if checked else None,
-    }
+    counts = [len(listed.networks[number]) for number in chosen]
+    return replace(table, overhead_ms=overhead_ms(*map(np.asarray, (sums, timed, counts))))
 
 
 def _judged(context: JobContext, job: Job, search: SearchRequest) -> list[Candidate]:

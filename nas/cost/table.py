@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from zoo.canonical import Json, plain
 from zoo.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 
 FORMAT = "blockyard.latency_table"
 VERSION = 1
+
+Floats = NDArray[np.float64]
 
 Measure = Callable[[str], "Entry"]
 """Measures one operation by its key, on the table's device and in its runtime."""
@@ -61,11 +65,13 @@ class Entry:
 class Additivity:
     """How far sums were from whole networks that were measured too.
 
-    ``errors`` are relative, ``sum / measured - 1``, one a network; ``spearman`` is the
-    rank correlation, None for fewer than three networks.
+    ``errors`` are relative, ``sum / measured - 1``, one a network, each with the overhead
+    that the *other* networks showed; ``plain_errors`` are those of the bare sums.
+    ``spearman`` is the rank correlation, None for fewer than three networks.
     """
 
     errors: tuple[float, ...]
+    plain_errors: tuple[float, ...]
     spearman: float | None = None
 
     @property
@@ -74,31 +80,58 @@ class Additivity:
         return float(np.median(np.abs(self.errors)))
 
     @classmethod
-    def compare(cls, sums_ms: Iterable[float], measured_ms: Iterable[float]) -> Self:
+    def compare(
+        cls, sums_ms: Sequence[float], measured_ms: Sequence[float], counts: Sequence[int]
+    ) -> Self:
         """Compare sums with measurements of the same networks.
+
+        Args:
+            sums_ms: Sums of the operations' latencies alone.
+            measured_ms: What the whole networks took.
+            counts: How many operations each network executes.
 
         Raises:
             InvalidInputError: There is none, or their numbers differ.
         """
-        sums, measured = np.asarray(list(sums_ms)), np.asarray(list(measured_ms))
-        if not len(sums) or len(sums) != len(measured):
+        if not sums_ms or not len(sums_ms) == len(measured_ms) == len(counts):
             raise InvalidInputError(
-                f"{len(sums)} sums and {len(measured)} measurements; give one each, at least one"
+                f"{len(sums_ms)} sums, {len(measured_ms)} measurements, {len(counts)} counts; "
+                "give one each, at least one"
             )
+        sums, measured, number = (np.asarray(v, float) for v in (sums_ms, measured_ms, counts))
+        errors = []
+        for place in range(len(sums)):
+            others = np.arange(len(sums)) != place
+            each = overhead_ms(sums[others], measured[others], number[others])
+            errors.append(float((sums[place] + each * number[place]) / measured[place] - 1))
         correlation = None
         if len(sums) > 2:
-            from scipy.stats import spearmanr
-
             value = float(spearmanr(sums, measured).statistic)
             correlation = value if math.isfinite(value) else None
-        return cls(errors=tuple((sums / measured - 1).tolist()), spearman=correlation)
+        return cls(
+            errors=tuple(errors),
+            plain_errors=tuple((sums / measured - 1).tolist()),
+            spearman=correlation,
+        )
 
     def to_json(self) -> dict[str, Json]:
         return {
             "errors": list(self.errors),
+            "plain_errors": list(self.plain_errors),
             "median_error": self.median_error,
             "spearman": self.spearman,
         }
+
+
+def overhead_ms(sums_ms: Floats, measured_ms: Floats, counts: Floats) -> float:
+    """Return what a network pays for each operation beside the operation itself.
+
+    It is the call through modules in an eager runtime: the median over networks of what
+    their sums lack, per operation; 0 without networks, and never below.
+    """
+    if not len(sums_ms):
+        return 0.0
+    return max(0.0, float(np.median((measured_ms - sums_ms) / counts)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +139,8 @@ class LatencyTable:
     """Latencies of operations on one device, in one runtime, precision and batch size.
 
     ``device`` is the device's id and what determines its speed, ``clocks`` what was known
-    of its clock rates while measuring, ``space`` the search space that was covered, and
+    of its clock rates while measuring, ``space`` the search space that was covered,
+    ``overhead_ms`` what a network pays beside each operation (see ``overhead_ms``), and
     ``energy`` a fitted energy model as ``nas.cost.energy`` writes it, if power was metered.
     """
 
@@ -117,6 +151,7 @@ class LatencyTable:
     entries: Mapping[str, Entry]
     clocks: Mapping[str, Json] = field(default_factory=dict)
     space: Mapping[str, Json] = field(default_factory=dict)
+    overhead_ms: float = 0.0
     additivity: Additivity | None = None
     energy: Mapping[str, Json] | None = None
 
@@ -138,12 +173,12 @@ class LatencyTable:
             ) from None
 
     def total_ms(self, keys: Iterable[str]) -> float:
-        """Return the sum of operations' medians.
+        """Return the sum of operations' medians, each with the table's overhead.
 
         Raises:
             NotFoundError: One was not measured; the message names it.
         """
-        return math.fsum(self.entry(key).median_ms for key in keys)
+        return math.fsum(self.entry(key).median_ms + self.overhead_ms for key in keys)
 
     def completed(self, keys: Iterable[str], measure: Measure) -> LatencyTable:
         """Return this table with those of ``keys`` that it lacks, each measured once."""
@@ -161,6 +196,7 @@ class LatencyTable:
             "batch": self.batch,
             "clocks": plain(self.clocks),
             "space": plain(self.space),
+            "overhead_ms": self.overhead_ms,
             "additivity": self.additivity.to_json() if self.additivity else None,
             "energy": plain(self.energy) if self.energy is not None else None,
             "entries": {key: entry.to_json() for key, entry in sorted(self.entries.items())},
@@ -188,7 +224,12 @@ class LatencyTable:
                 batch=int(data["batch"]),
                 clocks=data["clocks"],
                 space=data["space"],
-                additivity=Additivity(errors=tuple(checked["errors"]), spearman=checked["spearman"])
+                overhead_ms=float(data["overhead_ms"]),
+                additivity=Additivity(
+                    errors=tuple(checked["errors"]),
+                    plain_errors=tuple(checked["plain_errors"]),
+                    spearman=checked["spearman"],
+                )
                 if checked
                 else None,
                 energy=data["energy"],

@@ -72,7 +72,8 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
         {"a": 1.5, "b": 0.25},
         clocks={"cur_mhz": 2000},
         space={"name": "darts"},
-        additivity=Additivity(errors=(0.1, -0.2), spearman=0.9),
+        overhead_ms=0.004,
+        additivity=Additivity(errors=(0.1, -0.2), plain_errors=(0.0, -0.3), spearman=0.9),
         energy={"joules_per_mac": 1e-9},
     )
     saved.save(tmp_path / "t.json")
@@ -95,12 +96,24 @@ def test_a_damaged_or_future_table_is_refused(tmp_path: Path, change: str) -> No
 
 
 def test_additivity_is_the_error_of_sums_by_hand() -> None:
-    found = Additivity.compare([1.1, 1.8, 3.0], [1.0, 2.0, 3.0])
-    assert found.errors == pytest.approx((0.1, -0.1, 0.0))
+    found = Additivity.compare([1.1, 1.8, 3.0], [1.0, 2.0, 3.0], [1, 1, 1])
+    assert found.plain_errors == pytest.approx((0.1, -0.1, 0.0))
+    # The others' median overhead: (0.2 + 0) / 2, none, (0.2 - 0.1) / 2.
+    assert found.errors == pytest.approx((0.2, -0.1, 0.05 / 3))
     assert found.median_error == pytest.approx(0.1)
     assert found.spearman == pytest.approx(1.0)
     with pytest.raises(InvalidInputError):
-        Additivity.compare([], [])
+        Additivity.compare([], [], [])
+
+
+def test_the_overhead_of_calls_is_learned_from_the_other_networks() -> None:
+    sums, counts = [1.0, 2.0, 4.0, 3.0], [10, 15, 40, 20]
+    measured = [ms + 0.05 * count for ms, count in zip(sums, counts, strict=True)]
+    found = Additivity.compare(sums, measured, counts)
+    assert found.errors == pytest.approx((0, 0, 0, 0), abs=1e-12)
+    assert max(found.plain_errors) < -0.2
+    priced = table({"a": 1.0, "b": 2.0}, overhead_ms=0.25)
+    assert priced.total_ms(["a", "b", "b"]) == 5.75
 
 
 YAML = """

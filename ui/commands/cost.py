@@ -134,7 +134,8 @@ def _show(terminal: Terminal, found: Mapping[str, Any], output: Path | None) -> 
     if found["additivity"]:
         checked = found["additivity"]
         facts["sums against whole networks"] = (
-            f"median error {checked['median_error']:.1%} on {len(checked['errors'])} networks"
+            f"median error {checked['median_error']:.1%} on {len(checked['errors'])} networks, "
+            f"with an overhead of {found['overhead_ms'] * 1e3:.3g} µs an operation"
         )
     facts["energy"] = (
         f"fitted to {found['energy']['fitted_to']}, median error {found['energy']['error']:.1%}"
