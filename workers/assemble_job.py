@@ -60,7 +60,9 @@ class _Assembler:
             self._context, chain, self._device, (self._request.runtime,), (self._request.batch,)
         )
         if self._request.name is not None:
-            self._context.store.blocks.set_alias(self._request.name, chain.id)
+            self._context.store.blocks.set_alias(
+                self._request.name, chain.id, owner=self._context.job.owner, guard=True
+            )
         return {
             "chain": chain.id,
             "metrics": plain(chosen.metrics),

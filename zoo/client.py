@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, NotFoundError
-from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest
+from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.spec import Block, BlockSpec, Chain, Device, Profile
 from zoo.store.protocols import (
     ApiKey,
@@ -42,6 +42,10 @@ Query = TypeVar("Query", BlockQuery, ChainQuery, JobQuery)
 
 ON_DEVICE = frozenset({JobKind.PROFILE, JobKind.MEASURE, JobKind.ASSEMBLE})
 """Jobs that only a worker with the requested device may run; a search sends for one."""
+
+
+EVENTS_AT_ONCE = 1000
+"""Lines of a log that a store returns at once."""
 
 
 class Backend(Protocol):
@@ -201,11 +205,12 @@ class Zoo:
         self._store.blocks.delete_chain(self.chain(ref).id)
 
     def verify(self) -> list[str]:
-        """Read every file and return the digests of those that are damaged or missing."""
-        files = self._store.files
-        present = set(files.digests())
-        missing = {block.weights for block in self.blocks()} - present
-        return sorted({*files.verify(), *missing})
+        """Read every file; return the digests of damaged ones, and of missing ones in use.
+
+        In use are the weights of blocks, the ONNX files of chains and the checkpoints of
+        jobs that are not over.
+        """
+        return self._store.blocks.verify()
 
     def gc(self, *, dry_run: bool = True) -> tuple[int, int]:
         """Return the numbers of unused blocks and files, deleted unless this is a dry run."""
@@ -275,8 +280,14 @@ class Zoo:
         return self._store.jobs.candidates(job_id, arm=arm)
 
     def events(self, job_id: str, after: int = 0) -> tuple[Event, ...]:
-        """Return the lines of a job's log whose number is above ``after``."""
-        return self._store.jobs.events(job_id, after=after)
+        """Return all lines of a job's log whose number is above ``after``."""
+        found: list[Event] = []
+        page: tuple[Event, ...] | None = None
+        while page is None or len(page) == EVENTS_AT_ONCE:
+            last = found[-1].number if found else after
+            page = self._store.jobs.events(job_id, after=last, limit=EVENTS_AT_ONCE)
+            found += page
+        return tuple(found)
 
     def savings(self, job_id: str | None = None) -> Mapping[str, float]:
         """Return what reusing evaluations saved, in one job or in all."""
@@ -298,6 +309,14 @@ class Zoo:
         """Queue a job like another one, with some fields of its request changed."""
         job = self.job(job_id)
         return self.submit(job.kind, {**job.spec, **_named(changes)}, name=job.name)
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that is over, with its candidates and log; its models stay in the zoo.
+
+        Raises:
+            ConflictError: The job is not over.
+        """
+        self._store.jobs.delete(job_id)
 
     def watch(self, job_id: str, *, poll_s: float = 0.5) -> Iterator[Job]:
         """Yield the job now, and again whenever it changed, until it is final."""
@@ -377,7 +396,13 @@ def _query(cls: type[Query], filters: Mapping[str, Any]) -> Query:
     known = [item.name for item in fields(cls)]
     if unknown := sorted(filters.keys() - set(known)):
         raise InvalidInputError(f"unknown filter {unknown[0]!r}; choose from: {', '.join(known)}")
-    return cls(**filters)
+    chosen = dict(filters)
+    for name, choices in (("kind", JobKind), ("state", JobState)):
+        if cls is JobQuery and (value := chosen.get(name)) is not None:
+            if value not in tuple(choices):
+                raise InvalidInputError(f"job {name} {value!r} is not one of: {', '.join(choices)}")
+            chosen[name] = choices(value)
+    return cls(**chosen)
 
 
 def _all(fetch: Callable[[str | None], Page[T]]) -> Iterator[T]:

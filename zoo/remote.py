@@ -118,7 +118,7 @@ class HttpFiles:
         yield from self._connection.json("GET", "/v1/files")
 
     def verify(self) -> list[str]:
-        return list(self._connection.json("GET", "/v1/verify"))
+        return list(self._connection.json("GET", "/v1/files", params={"verify": "true"}))
 
 
 class HttpBlocks:
@@ -204,6 +204,9 @@ class HttpBlocks:
         data = self._connection.json("POST", "/v1/gc", json={"dry_run": False})
         return int(data["num_blocks"]), int(data["num_files"])
 
+    def verify(self) -> list[str]:
+        return list(self._connection.json("GET", "/v1/verify"))
+
 
 class HttpJobs:
     """The caller's half of ``JobStore`` over HTTP; the owner of a job is the key's."""
@@ -243,6 +246,9 @@ class HttpJobs:
 
     def resume(self, job_id: str) -> Job:
         return Job.from_json(self._connection.json("POST", _path("jobs", job_id, "resume")))
+
+    def delete(self, job_id: str) -> None:
+        self._connection.send("DELETE", _path("jobs", job_id))
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         params = {"after": after, "limit": limit}

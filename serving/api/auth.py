@@ -40,6 +40,7 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/jobs": "read",
     "POST /v1/jobs": "submit",
     "GET /v1/jobs/{job_id}": "read",
+    "DELETE /v1/jobs/{job_id}": "submit",
     "POST /v1/jobs/{job_id}/cancel": "submit",
     "POST /v1/jobs/{job_id}/pause": "submit",
     "POST /v1/jobs/{job_id}/resume": "submit",
