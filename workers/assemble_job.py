@@ -124,7 +124,7 @@ class _Assembler:
             "device": device.name,
         }
         blobs = tuple(self._context.store.files.get(block.weights) for block in chain.blocks)
-        with self._context.session.device(device.id, "shared"):
+        with self._context.session.device(device, "shared"):
             head = self._context.call(
                 "accuracy", args, blobs, limits=Limits(timeout_s=EVALUATE_S)
             ).head

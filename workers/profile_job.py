@@ -148,7 +148,7 @@ def time_blocks(
         "device": device.name,
     }
     limits = Limits(timeout_s=PROFILE_S)
-    with context.session.device(device.id, "exclusive"):
+    with context.session.device(device, "exclusive"):
         head = context.call("profile", args, tuple(blobs), limits=limits).head
     timings: list[dict[str, Any]] = head["timings"]
     return timings

@@ -140,7 +140,7 @@ class Publisher:
         self._tell(number, f"winner {number + 1} of {request.winners}: training", 0, 1)
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                with self._context.session.device(device.id, "shared"):
+                with self._context.session.device(device, "shared"):
                     return self._context.call("fit", args, limits=limits, progress=progress)
             except (TrainerCrashError, TrainerTimeoutError) as error:
                 if attempt == MAX_ATTEMPTS:

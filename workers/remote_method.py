@@ -75,7 +75,7 @@ class RemoteMethod:
             self._context.call("close", {})
 
     def _open(self) -> None:
-        with self._context.session.device(self._device.id, "shared"):
+        with self._context.session.device(self._device, "shared"):
             self._context.call("open", self._args, limits=self._limits)
         self._generation = self._context.trainer.generation
 
@@ -87,7 +87,7 @@ class RemoteMethod:
         *,
         patient: bool = False,
     ) -> Message:
-        with self._context.session.device(self._device.id, "shared"):
+        with self._context.session.device(self._device, "shared"):
             trainer = self._context.trainer
             if trainer.generation != self._generation or trainer.pid is None:
                 raise TrainerCrashError("the trainer was replaced and the method's state with it")

@@ -273,7 +273,7 @@ class Scorer:
     def _train(self, architecture: Architecture) -> Evaluation:
         session = self._context.session
         args = self._args | {"architecture": architecture.to_json()}
-        with session.device(self._training.id, "shared"):
+        with session.device(self._training, "shared"):
             head = self._context.call("evaluate", args, limits=self._limits()).head
         return Evaluation(
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
@@ -322,7 +322,7 @@ def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dic
         spec = {**args, "device": device.id}
         result: Any = context.delegate(JobKind.MEASURE, spec, device)
         return {"cost_s": 0.0, **result}
-    with context.session.device(device.id, "exclusive"):
+    with context.session.device(device, "exclusive"):
         head = context.call(
             "measure", {**args, "device": device.name}, limits=Limits(timeout_s=MEASURE_S)
         ).head
