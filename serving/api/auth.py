@@ -12,8 +12,9 @@ from functools import lru_cache
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
-from serving.api.settings import ApiSettings, is_loopback
+from serving.api.settings import ApiSettings
 from zoo.errors import ForbiddenError, UnauthenticatedError
+from zoo.names import is_loopback
 from zoo.store.protocols import SCOPES, ApiKey, KeyStore
 
 OPEN = "open"

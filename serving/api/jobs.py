@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from serving.api import schemas
 from serving.api.auth import Principal
-from serving.api.catalogue import ANY_DEVICE, check_names
 from serving.api.context import (
     Api,
     Caller,
@@ -23,6 +22,7 @@ from serving.api.context import (
     own_job,
 )
 from serving.api.errors import json_response
+from zoo.catalogue import ANY_DEVICE, check_names
 from zoo.client import ON_DEVICE
 from zoo.errors import ForbiddenError
 from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
@@ -174,7 +174,7 @@ def _submit(
     if device is None and kind in ON_DEVICE:
         wanted = getattr(request, "device", ANY_DEVICE)
         device = None if wanted == ANY_DEVICE else wanted
-    check_names(api.store.devices, request, device=device, trusted=caller.admin)
+    check_names(api.store.devices.workers(), request, device=device, trusted=caller.admin)
     if isinstance(request, AssembleRequest) and request.name is not None:
         _check_alias(api, caller, request.name)
     job = api.store.jobs.submit(
