@@ -181,7 +181,16 @@ class Session:
         level: Literal["info", "warning", "error"] = "info",
         data: Mapping[str, Json] | None = None,
     ) -> None:
-        """Add a line to the job's log."""
+        """Add a line to the job's log.
+
+        ``data`` is for programs. Two kinds of line carry numbers to draw:
+
+        - ``{"kind": "metrics", "phase", "step", "eta_s", "metrics": {name: number}}``:
+          what a method reports of its progress, every few seconds;
+        - ``{"kind": "curve", "arm", "number", "epoch": [1, 2, …], "loss": […], …}``: the
+          learning curve of one candidate or winner, once it was trained. Candidates that
+          were not trained here, but reused, have none.
+        """
         logger.info("%s: %s", self.job.id, message)
         self.store.jobs.log(self.job.id, message, level=level, data=data)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -63,6 +65,17 @@ def settle_threads() -> int:
     threads = min(torch.get_num_threads(), max(1, usable_cores() - 1))
     torch.set_num_threads(threads)
     return threads
+
+
+@contextmanager
+def serving_threads() -> Iterator[None]:
+    """Compute with as many threads as a server does, for the length of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(SERVING_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def usable_cores() -> int:
