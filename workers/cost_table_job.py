@@ -138,10 +138,8 @@ def measure_operations(
             "precision": request.precision,
             "repeats": request.repeats,
         }
-        with context.session.device(device.id, "exclusive"):
-            head = context.call(
-                "time_operations", args, limits=Limits(timeout_s=CHUNK_S), patient=True
-            ).head
+        with context.session.device(device, "exclusive"):
+            head = context.call("time_operations", args, limits=Limits(timeout_s=CHUNK_S)).head
         state.entries |= head["entries"]
         state.clocks = head["clocks"]
         _save(context, state)
@@ -178,10 +176,8 @@ def time_network(
         "architecture": architecture,
         "device": device.name,
     }
-    with context.session.device(device.id, "exclusive"):
-        head = context.call(
-            "time_network", args, limits=Limits(timeout_s=CHUNK_S), patient=True
-        ).head
+    with context.session.device(device, "exclusive"):
+        head = context.call("time_network", args, limits=Limits(timeout_s=CHUNK_S)).head
     return {name: head[name] for name in ("median_ms", "p95_ms", "joules", "meter")}
 
 

@@ -1,9 +1,9 @@
 """Recompute stored fronts for another device: its operations are measured, nothing trains.
 
 A front of a search is a choice among candidates that were trained; only their latency
-depends on the device. It is the sum of a latency table, measured once for each space, and
-the networks on the new front are measured whole, so that the answer says how far off the
-sums are.
+depends on the device. It is the sum of a latency table: what finished tables of
+the device hold is taken from them, and only what they lack is measured. The networks on
+the new front are measured whole, so that the answer says how far off the sums are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from zoo.spec import Device
 from zoo.store.protocols import JobQuery
 
 LATENCY = "latency_ms"
+
+PRECISION: Literal["float32"] = "float32"
 
 CALIBRATED = 5
 """Networks measured whole before a front is chosen, for the overhead of calls."""
@@ -58,6 +60,8 @@ def run(context: JobContext) -> Mapping[str, Json]:
     jobs = _searches(context, request.jobs)
     # Operations are keyed by what they compute, shapes included: searches share them.
     state = measured_before(context)
+    state.entries = _tabled(context, device) | state.entries
+    known = len(state.entries)
     fronts: list[Json] = []
     for number, job in enumerate(jobs):
         context.session.progress(
@@ -65,10 +69,25 @@ def run(context: JobContext) -> Mapping[str, Json]:
         )
         search = SearchRequest.model_validate(job.spec)
         table_request = CostTableRequest(
-            space=search.space, data=search.data, batch=search.batch, repeats=request.repeats
+            space=search.space,
+            data=search.data,
+            batch=search.batch,
+            precision=PRECISION,
+            repeats=request.repeats,
         )
         fronts.append(_recomputed(context, job, search, table_request, device, state))
-    return {"device": device.id, "fronts": fronts, "measured": len(state.entries)}
+    return {"device": device.id, "fronts": fronts, "measured": len(state.entries) - known}
+
+
+def _tabled(context: JobContext, device: Device) -> dict[str, Any]:
+    """Return what finished tables of the device hold, so that nothing is measured again."""
+    query = JobQuery(kind=JobKind.COST_TABLE, state=JobState.SUCCEEDED, owner=context.job.owner)
+    entries: dict[str, Any] = {}
+    for job in context.store.jobs.jobs(query).items:
+        result: Any = job.result or {}
+        if result.get("device") == device.id and result["table"]["precision"] == PRECISION:
+            entries = {**result["table"]["entries"], **entries}  # newest first
+    return entries
 
 
 def _searches(context: JobContext, wanted: Sequence[str]) -> list[Job]:

@@ -8,11 +8,13 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from scipy.optimize import nnls
 
 from nas.cost.operations import Operation
 from nas.cost.table import LatencyTable
@@ -25,7 +27,8 @@ ROUNDS = 25
 class Roofline:
     """A device in three numbers.
 
-    ``macs_per_ms`` and ``bytes_per_ms`` are what it sustains, ``launch_ms`` what every
+    ``macs_per_ms`` and ``bytes_per_ms`` are what it sustains (infinite where no measured
+    operation was held up by it), ``launch_ms`` what every
     operation costs before it computes anything.
     """
 
@@ -73,21 +76,20 @@ class Roofline:
             if np.array_equal(settled, computing):
                 break
             computing = settled
-        tiny = 1e-15
-        return cls(
-            macs_per_ms=1 / max(rates[0], tiny),
-            bytes_per_ms=1 / max(rates[1], tiny),
-            launch_ms=float(rates[2]),
-        )
+        macs_per_ms, bytes_per_ms = (_rate(each) for each in rates[:2])
+        return cls(macs_per_ms=macs_per_ms, bytes_per_ms=bytes_per_ms, launch_ms=float(rates[2]))
 
     def _one(self, macs: int, moved_bytes: int) -> float:
         return max(macs / self.macs_per_ms, moved_bytes / self.bytes_per_ms) + self.launch_ms
 
 
+def _rate(each: float) -> float:
+    """Return how much is done in a millisecond, given what one unit takes."""
+    return 1 / float(each) if each > 0 else math.inf
+
+
 def _not_negative(design: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the least-squares solution without negative entries."""
-    from scipy.optimize import nnls
-
     scale = np.maximum(np.abs(design).max(axis=0), 1e-300)
     solution, _ = nnls(design / scale, target)
     return solution / scale

@@ -100,6 +100,7 @@ def test_a_table_that_was_paused_goes_on_where_it_stopped(
 def test_fronts_are_recomputed_for_a_device_without_training(
     store: Store, worker: EmbeddedWorker
 ) -> None:
+    toys.succeeded(store, submit(store, networks=0, seed=1).id)
     search = toys.search(candidates=6, objectives=["accuracy", "latency_ms"], seed=3)
     first = toys.succeeded(store, store.jobs.submit(JobKind.SEARCH, search).id)
     spent = store.jobs.savings(first.id)["spent_s"]
@@ -123,6 +124,7 @@ def test_fronts_are_recomputed_for_a_device_without_training(
         assert row["metrics"]["latency_ms"] > 0  # type: ignore[index,call-overload,operator]
         assert row["sum_ms"] > 0  # type: ignore[index,call-overload,operator]
     assert store.jobs.savings(first.id)["spent_s"] == spent
+    assert done.result["measured"] == 0  # the table has every operation
 
 
 def worker_device(store: Store) -> str:
