@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nas.cost import encodings
+from nas.cost.accuracy import Accuracy
 from nas.cost.drift import Drift
 from nas.cost.predictor import LatencyPredictor
 from zoo.errors import CorruptArtifactError, InvalidInputError
@@ -168,3 +169,17 @@ def test_the_multiply_accumulates_of_a_block_are_those_by_hand() -> None:
 def test_what_is_not_in_a_space_is_not_encoded(encode: object) -> None:
     with pytest.raises(InvalidInputError):
         encode()  # type: ignore[operator]
+
+
+def test_accuracy_is_what_it_is_by_hand() -> None:
+    found = Accuracy.of([10.0, 20.0, 40.0, 80.0], [10.4, 18.1, 45.0, 100.0])
+    assert found.within_5_percent == 0.25
+    assert found.within_10_percent == 0.5
+    assert found.within_15_percent == 0.75
+    assert found.rmse == pytest.approx(((0.4**2 + 1.9**2 + 5**2 + 20**2) / 4) ** 0.5)
+    assert found.rmspe == pytest.approx(((0.04**2 + 0.095**2 + 0.125**2 + 0.25**2) / 4) ** 0.5)
+    assert found.spearman == pytest.approx(1.0)
+    assert Accuracy.of([1.0, 2.0], [3.0, 3.0]).spearman != 1
+    for measured, predicted in (([1.0], [1.0]), ([0.0, 1.0], [1.0, 1.0]), ([1.0, 2.0], [1.0])):
+        with pytest.raises(InvalidInputError):
+            Accuracy.of(measured, predicted)
