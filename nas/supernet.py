@@ -13,7 +13,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -173,12 +173,21 @@ class Supernet(nn.Module):
         num_classes: Number of logits.
         k: The operations see 1/k of the channels; 1 gives the supernet of DARTS with
             edge normalisation.
+        cell: Class of the cells: ``SearchCell``, or one with its arguments.
 
     Raises:
         InvalidInputError: ``k`` does not divide ``space.channels``.
     """
 
-    def __init__(self, space: DartsSpace, *, in_chans: int, num_classes: int, k: int) -> None:
+    def __init__(
+        self,
+        space: DartsSpace,
+        *,
+        in_chans: int,
+        num_classes: int,
+        k: int,
+        cell: Callable[..., nn.Module] = SearchCell,
+    ) -> None:
         super().__init__()
         if k < 1 or space.channels % k:
             raise InvalidInputError(
@@ -194,7 +203,7 @@ class Supernet(nn.Module):
             reduction = position in space.reductions
             channels *= 2 if reduction else 1
             self.cells.append(
-                SearchCell(
+                cell(
                     space,
                     (in_prev, in_last),
                     channels,
