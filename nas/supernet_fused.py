@@ -20,11 +20,11 @@ of ``nas.supernet.SearchCell``, so that weights and checkpoints of either form f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
-from itertools import product
+from itertools import chain, product
 from operator import add
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,21 +97,22 @@ class SourceEdges(nn.Module):
             halves = torch.empty(2, len(edges), part // 2, part, 1, 1)
             self.halves = nn.Parameter(halves.flatten(0, 1))
         self._norms = {
-            "pool": [(op, 1) for op in self.pools],
-            "first": [(op, 3) for op in self.near + far],
-            "second": [(op, 7) for op in self.separable],
-            "skip": [("skip_connect", None)] if self.reduces else [],
+            "pool": [(op, "1") for op in self.pools],
+            "first": [(op, "3") for op in self.near + far],
+            "second": [(op, "7") for op in self.separable],
+            "skip": [("skip_connect", "bn")] if self.reduces else [],
         }
         for name, norms in self._norms.items():
             count = len(norms) * (1 if name == "pool" else len(edges))
             if count:
                 self.register_buffer(f"{name}_running_mean", torch.zeros(count, part))
                 self.register_buffer(f"{name}_running_var", torch.ones(count, part))
-        self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long))
+        if any(self._norms.values()):
+            self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long))
 
     def forward(self, x: Tensor, shares: Tensor) -> Tensor:
-        if self.training:
-            self.num_batches_tracked.add_(1)
+        if self.training and any(self._norms.values()):
+            self.get_buffer("num_batches_tracked").add_(1)
         terms = list(self._convolutions(F.relu(x), shares)) if self.near or self.far else []
         if self.reduces:
             terms.append(self._reduction(F.relu(x), shares))
@@ -134,11 +135,12 @@ class SourceEdges(nn.Module):
         dilated = [*self.near[len(self.separable) :], *self.far]
         scale = torch.cat([shares.new_ones(kept), self._scale(dilated, shares)])
         first = self._norm("first", _joined(results), scale)
-        yield from first[:, kept:].split(width, dim=1)
+        if dilated:
+            yield from torch.split(first[:, kept:], width, dim=1)
         if kept:
             second = self._pair(F.relu(first[:, :kept]), self.separable, layer=5)
             scale = self._scale(self.separable, shares)
-            yield from self._norm("second", second, scale).split(width, dim=1)
+            yield from torch.split(self._norm("second", second, scale), width, dim=1)
 
     def _pair(
         self, x: Tensor, ops: Sequence[str], *, layer: int, dilation: int = 1, stride: int = 1
@@ -154,9 +156,7 @@ class SourceEdges(nn.Module):
         padding = dilation * (size // 2)
         if self.dense:
             weight = (pointwise * depthwise.transpose(1, 2)).flatten(0, 1)
-            return F.conv2d(
-                x, weight, None, stride, padding, dilation, groups=groups if own else 1
-            )
+            return F.conv2d(x, weight, None, stride, padding, dilation, groups=groups if own else 1)
         if own:
             between = F.conv2d(
                 x, depthwise.flatten(0, 1), None, stride, padding, dilation, groups * self.part
@@ -174,7 +174,7 @@ class SourceEdges(nn.Module):
         shifted = F.pad(x[:, :, 1::2, 1::2], (0, odd_width, 0, odd_height))
         even = F.conv2d(x[:, :, ::2, ::2], self.halves[: len(self.edges)].flatten(0, 1))
         odd = F.conv2d(shifted, self.halves[len(self.edges) :].flatten(0, 1))
-        edges = [half.split(self.part // 2, dim=1) for half in (even, odd)]
+        edges = [torch.split(half, self.part // 2, dim=1) for half in (even, odd)]
         joined = torch.cat([half for pair in zip(*edges, strict=True) for half in pair], dim=1)
         return self._norm("skip", joined, self._scale(["skip_connect"], shares))
 
@@ -196,7 +196,8 @@ class SourceEdges(nn.Module):
     def _scale(self, ops: Sequence[str], shares: Tensor) -> Tensor:
         """Return the shares of ``ops``, one a channel: operation by operation, edge by edge."""
         columns = shares[:, [self.ops.index(op) for op in ops]]
-        return columns.t().unsqueeze(2).expand(-1, -1, self.part).flatten()
+        # Contiguous, as the backward pass of PyTorch 2.13 on the CPU takes it to be.
+        return columns.t().unsqueeze(2).expand(-1, -1, self.part).flatten().contiguous()
 
     def _norm(self, name: str, x: Tensor, scale: Tensor | None) -> Tensor:
         mean, variance = (self.get_buffer(f"{name}_{kind}").view(-1) for kind in _BATCH_NORM)
@@ -216,32 +217,24 @@ class SourceEdges(nn.Module):
         """
         for name, keys in self._kernels.items():
             if keys:
-                yield name, [(self._name(e, op, f"{at}.weight"),) for (op, at), e in self._all(keys)]
+                rows = product(keys, self.edges)
+                yield name, [(self._name(edge, op, f"{at}.weight"),) for (op, at), edge in rows]
         if self.reduces:
-            halves = product((1, 2), self.edges)
-            yield (
-                "halves",
-                [(self._name(edge, "skip_connect", f"conv_{half}.weight"),) for half, edge in halves],
-            )
-        for name, norms in self._norms.items():
-            for kind in _BATCH_NORM if norms else ():
-                rows = [(self._norm_name(e, op, at, kind),) for (op, at), e in self._all(norms)]
-                if name == "pool":
-                    each = len(self.edges)
-                    rows = [sum(rows[i : i + each], ()) for i in range(0, len(rows), each)]
-                yield f"{name}_{kind}", rows
-        counted = [key for norms in self._norms.values() for key in norms]
-        everyone = [
-            self._norm_name(e, op, at, "num_batches_tracked") for (op, at), e in self._all(counted)
-        ]
-        if everyone:
-            yield "num_batches_tracked", [tuple(everyone)]
+            halves = product(("conv_1.weight", "conv_2.weight"), self.edges)
+            yield "halves", [(self._name(edge, "skip_connect", half),) for half, edge in halves]
+        for name, kind in product(self._norms, _BATCH_NORM):
+            named = self._norm_names(name, kind)
+            if named:
+                shared = len(self.edges) if name == "pool" else 1
+                starts = range(0, len(named), shared)
+                yield f"{name}_{kind}", [tuple(named[at : at + shared]) for at in starts]
+        counters = [self._norm_names(name, "num_batches_tracked") for name in self._norms]
+        if any(counters):
+            yield "num_batches_tracked", [tuple(chain.from_iterable(counters))]
 
-    def _all(self, keys: Sequence[tuple[str, Any]]) -> Iterator[tuple[tuple[str, Any], int]]:
-        return product(keys, self.edges)
-
-    def _norm_name(self, edge: int, op: str, layer: int | None, kind: str) -> str:
-        return self._name(edge, op, f"{'bn' if layer is None else layer}.{kind}")
+    def _norm_names(self, name: str, kind: str) -> list[str]:
+        rows = product(self._norms[name], self.edges)
+        return [self._name(edge, op, f"{layer}.{kind}") for (op, layer), edge in rows]
 
     def _name(self, edge: int, op: str, rest: str) -> str:
         return f"edges.{edge}.ops.{self.ops.index(op)}.{rest}"
@@ -276,21 +269,21 @@ class FusedCell(nn.Module):
             )
             for state in range(space.nodes + 1)
         )
-        self.register_state_dict_post_hook(_unstack_state)
-        self.register_load_state_dict_pre_hook(_stack_state)
+        self.register_state_dict_post_hook(_unstack_state)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_stack_state)  # type: ignore[no-untyped-call]
 
     def forward(self, s0: Tensor, s1: Tensor, mixture: Mixture) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         shares = mixture.ops * mixture.edges.unsqueeze(1)
         parts: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         rests: list[Tensor | None] = [None] * self.nodes
-        for at, source in enumerate(self.sources):
+        for at, source in self._numbered():
             state = states[at].contiguous(memory_format=torch.channels_last)
             out = source(state[:, : self.part], shares[list(source.edges)])
             rest = state[:, self.part :]
             if source.stride == 2 and self.k > 1:
                 rest = F.max_pool2d(rest, 2, ceil_mode=True)
-            edges = zip(source.edges, out.split(self.part, dim=1), strict=True)
+            edges = zip(source.edges, torch.split(out, self.part, dim=1), strict=True)
             for node, (edge, piece) in enumerate(edges, start=max(0, at - 1)):
                 parts[node].append(piece)
                 if self.k > 1:
@@ -305,9 +298,12 @@ class FusedCell(nn.Module):
         total = reduce(add, parts)
         return total if rest is None else shuffled(torch.cat([total, rest], dim=1), self.k)
 
+    def _numbered(self) -> Iterator[tuple[int, SourceEdges]]:
+        return enumerate(cast(Iterable[SourceEdges], self.sources))
+
     def unstack(self, tensors: dict[str, Tensor], prefix: str = "") -> None:
         """Replace, in place, tensors of this cell's parameters by those of an unfused cell's."""
-        for at, source in enumerate(self.sources):
+        for at, source in self._numbered():
             for name, rows in source.names():
                 tensor = tensors.pop(f"{prefix}sources.{at}.{name}", None)
                 for row, names in zip(() if tensor is None else tensor, rows, strict=False):
@@ -315,7 +311,7 @@ class FusedCell(nn.Module):
 
     def stack(self, tensors: dict[str, Tensor], prefix: str = "") -> None:
         """Undo ``unstack``; what is incomplete is left as it is."""
-        for at, source in enumerate(self.sources):
+        for at, source in self._numbered():
             for name, rows in source.names():
                 names = [[prefix + unfused for unfused in row] for row in rows]
                 if all(unfused in tensors for row in names for unfused in row):
@@ -323,10 +319,25 @@ class FusedCell(nn.Module):
                     tensors[f"{prefix}sources.{at}.{name}"] = torch.stack(found)
 
 
+def unstack(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Rename and split, in place, tensors named like the parameters of ``net`` as if unfused."""
+    for name, module in net.named_modules():
+        if isinstance(module, FusedCell):
+            module.unstack(tensors, f"{name}.")
+
+
+def stack(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Undo ``unstack``."""
+    for name, module in net.named_modules():
+        if isinstance(module, FusedCell):
+            module.stack(tensors, f"{name}.")
+
+
 def shuffled(x: Tensor, groups: int) -> Tensor:
     """Return ``nas.supernet.channel_shuffle`` in the channels-last memory format."""
     by_pixel = x.permute(0, 2, 3, 1)
-    return by_pixel.unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+    split = torch.unflatten(by_pixel, 3, (groups, -1))
+    return split.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 def _unstack_state(cell: FusedCell, state: dict[str, Any], prefix: str, _: Any) -> None:
