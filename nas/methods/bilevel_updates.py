@@ -161,7 +161,8 @@ class BilevelUpdates:
         ahead = self._ahead(torch.autograd.grad(loss, self._weights), rate)
         self._set_weights(ahead)
         logits, loss = self._loss(images, labels, self.arch())
-        gradients = torch.autograd.grad(loss, [*self._weights, *arch])
+        # A kind of cell that the network does not have leaves its parameters without gradient.
+        gradients = torch.autograd.grad(loss, [*self._weights, *arch], allow_unused=True)
         vector, direct = gradients[: len(before)], gradients[len(before) :]
         epsilon = FINITE_DIFFERENCE / torch.nn.utils.get_total_norm(vector)
         sides = []
@@ -169,10 +170,11 @@ class BilevelUpdates:
             shifts = torch._foreach_mul(vector, sign * epsilon)
             self._set_weights(torch._foreach_add(before, shifts))
             _, side = self._loss(train_images, train_labels, self.arch())
-            sides.append(torch.autograd.grad(side, arch))
+            sides.append(torch.autograd.grad(side, arch, allow_unused=True))
         self._set_weights(before)
         for parameter, first, plus, minus in zip(arch, direct, *sides, strict=True):
-            parameter.grad = first - rate * (plus - minus) / (2 * epsilon)
+            if first is not None:
+                parameter.grad = first - rate * (plus - minus) / (2 * epsilon)
         return logits, loss
 
     def _ahead(self, gradients: Sequence[Tensor], rate: float | Tensor) -> list[Tensor]:
