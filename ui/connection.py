@@ -31,6 +31,23 @@ class Connection:
     def remote(self) -> bool:
         return self.url.startswith(("http://", "https://"))
 
+    def check_pages(self, host: str) -> None:
+        """Refuse pages on a database that visitors from elsewhere could use as they like.
+
+        Raises:
+            InvalidInputError: ``host`` is no loopback address and the URL no server's,
+                which would ask every visitor for an API key.
+        """
+        from zoo.errors import InvalidInputError
+        from zoo.names import is_loopback
+
+        if not self.remote and not is_loopback(host):
+            raise InvalidInputError(
+                f"pages on {host} would give everybody who reaches them the database; "
+                "give them a server, --url http://…, which asks for an API key, "
+                "or keep them on --host 127.0.0.1"
+            )
+
     def but(self, **changes: Any) -> Self:
         """Return a copy with the options that were given; None changes nothing."""
         return replace(self, **{name: value for name, value in changes.items() if value})
@@ -40,7 +57,7 @@ class Connection:
         from zoo.client import Zoo
 
         self.make_folder()
-        return Zoo(self.url, api_key=self.api_key, files=self.files)
+        return Zoo(self.url, api_key=self.api_key, files=self.files, data=self.data)
 
     def make_folder(self) -> None:
         """Make the folder of the default database, so that a first command just works."""
