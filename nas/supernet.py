@@ -13,7 +13,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from nas.spaces.darts import DartsSpace
 from zoo.errors import InvalidInputError
-from zoo.families.darts import Stem
+from zoo.families.darts import ImageNetStem, Stem
 from zoo.families.darts_operations import Zero, operation, preprocess
 
 KINDS = ("normal", "reduce")
@@ -35,8 +35,8 @@ class Mixture:
     """The weights of one kind of cell.
 
     ``ops`` is ``(edges, operations)``, each row summing to 1; ``edges`` is ``(edges,)``,
-    summing to 1 over the edges into each node. Edges are in the order of their node,
-    then of the state that they read.
+    summing to 1 over the edges into each node, or all 1 without edge normalisation. Edges
+    are in the order of their node, then of the state that they read.
     """
 
     ops: Tensor
@@ -61,14 +61,26 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 class ArchParameters(nn.Module):
     """Alphas ``(edges, operations)`` and betas ``(edges,)`` for each kind of cell.
 
-    All start at 1e-3 times a standard normal draw from ``generator``.
+    All start at 1e-3 times a standard normal draw from ``generator``. Without
+    ``edge_normalisation`` there are no betas, and every edge has the share 1.
     """
 
-    def __init__(self, nodes: int, num_ops: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        nodes: int,
+        num_ops: int,
+        *,
+        generator: torch.Generator,
+        edge_normalisation: bool = True,
+    ) -> None:
         super().__init__()
         self.nodes = nodes
+        self.edge_normalisation = edge_normalisation
         edges = num_edges(nodes)
-        for name, shape in (("alphas", (edges, num_ops)), ("betas", (edges,))):
+        shapes: dict[str, tuple[int, ...]] = {"alphas": (edges, num_ops), "betas": (edges,)}
+        if not edge_normalisation:
+            del shapes["betas"]
+        for name, shape in shapes.items():
             for kind in KINDS:
                 value = 1e-3 * torch.randn(shape, generator=generator)
                 self.register_parameter(f"{name}_{kind}", nn.Parameter(value))
@@ -78,12 +90,16 @@ class ArchParameters(nn.Module):
         return {
             kind: Mixture(
                 ops=F.softmax(self.get_parameter(f"alphas_{kind}"), dim=-1),
-                edges=self._normalise_edges(self.get_parameter(f"betas_{kind}")),
+                edges=self._edges(kind),
             )
             for kind in KINDS
         }
 
-    def _normalise_edges(self, betas: Tensor) -> Tensor:
+    def _edges(self, kind: str) -> Tensor:
+        if not self.edge_normalisation:
+            alphas = self.get_parameter(f"alphas_{kind}")
+            return alphas.new_ones(len(alphas))
+        betas = self.get_parameter(f"betas_{kind}")
         segments = torch.split(betas, [node + 2 for node in range(self.nodes)])
         return torch.cat([F.softmax(segment, dim=-1) for segment in segments])
 
@@ -173,12 +189,21 @@ class Supernet(nn.Module):
         num_classes: Number of logits.
         k: The operations see 1/k of the channels; 1 gives the supernet of DARTS with
             edge normalisation.
+        cell: Class of the cells: ``SearchCell``, or one with its arguments.
 
     Raises:
         InvalidInputError: ``k`` does not divide ``space.channels``.
     """
 
-    def __init__(self, space: DartsSpace, *, in_chans: int, num_classes: int, k: int) -> None:
+    def __init__(
+        self,
+        space: DartsSpace,
+        *,
+        in_chans: int,
+        num_classes: int,
+        k: int,
+        cell: Callable[..., nn.Module] = SearchCell,
+    ) -> None:
         super().__init__()
         if k < 1 or space.channels % k:
             raise InvalidInputError(
@@ -186,7 +211,7 @@ class Supernet(nn.Module):
                 "choose another k or width"
             )
         width = space.stem_multiplier * space.channels
-        self.stem = Stem(in_chans, width)
+        self.stem = (ImageNetStem if space.stem == "imagenet" else Stem)(in_chans, width)
         self.cells = nn.ModuleList()
         self.kinds = [KINDS[position in space.reductions] for position in range(space.cells)]
         in_prev, in_last, channels = width, width, space.channels
@@ -194,13 +219,13 @@ class Supernet(nn.Module):
             reduction = position in space.reductions
             channels *= 2 if reduction else 1
             self.cells.append(
-                SearchCell(
+                cell(
                     space,
                     (in_prev, in_last),
                     channels,
                     k=k,
                     reduction=reduction,
-                    reduction_prev=position - 1 in space.reductions,
+                    reduction_prev=space.reduced_before(position),
                 )
             )
             in_prev, in_last = in_last, space.nodes * channels

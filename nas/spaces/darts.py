@@ -33,11 +33,14 @@ from zoo.families.darts import (
     Nodes,
     cell_spec,
     head_spec,
+    imagenet_stem_spec,
     stem_layers,
     stem_spec,
 )
 from zoo.families.darts_operations import OPERATIONS, operation, preprocess
 from zoo.spec import Architecture, BlockSpec, TensorSpec
+
+STEMS = ("cifar", "imagenet")
 
 _EDGE = re.compile(r"(\w+)\((\d+)\)")
 
@@ -81,6 +84,7 @@ class DartsSpace:
         nodes: Nodes of a cell, at least 1.
         ops: Operations of the supernet's edges; the order decides ties.
         stem_multiplier: Width of the stem as a multiple of ``channels``.
+        stem: ``cifar``, one convolution, or ``imagenet``, three of stride 2 for large images.
 
     Raises:
         InvalidInputError: A number is below 1, or ``ops`` are repeated or all ``none``.
@@ -92,8 +96,11 @@ class DartsSpace:
     nodes: int = 4
     ops: tuple[str, ...] = OPERATIONS
     stem_multiplier: int = 3
+    stem: str = "cifar"
 
     def __post_init__(self) -> None:
+        if self.stem not in STEMS:
+            raise UnknownNameError("stem", str(self.stem), STEMS)
         for name in ("cells", "channels", "nodes", "stem_multiplier"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -120,16 +127,22 @@ class DartsSpace:
         """The positions of the reduction cells."""
         return frozenset({self.cells // 3, 2 * self.cells // 3})
 
+    def reduced_before(self, position: int) -> bool:
+        """Return whether a cell's first input is twice the size of its second."""
+        return position - 1 in self.reductions or (position == 0 and self.stem == "imagenet")
+
     def describe(self) -> dict[str, Json]:
+        params: dict[str, Json] = {
+            "cells": self.cells,
+            "channels": self.channels,
+            "nodes": self.nodes,
+            "ops": list(self.ops),
+            "stem_multiplier": self.stem_multiplier,
+        }
+        # Architectures are known by their description: that of the default must not change.
         return {
             "name": "darts",
-            "params": {
-                "cells": self.cells,
-                "channels": self.channels,
-                "nodes": self.nodes,
-                "ops": list(self.ops),
-                "stem_multiplier": self.stem_multiplier,
-            },
+            "params": params | ({} if self.stem == "cifar" else {"stem": self.stem}),
         }
 
     def cardinalities(self) -> tuple[int, ...]:
@@ -215,7 +228,8 @@ class DartsSpace:
         self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int
     ) -> tuple[BlockSpec, ...]:
         genotype = self.decode(architecture)
-        specs = [stem_spec(inputs, channels=self.stem_multiplier * self.channels)]
+        describe_stem = imagenet_stem_spec if self.stem == "imagenet" else stem_spec
+        specs = [describe_stem(inputs, channels=self.stem_multiplier * self.channels)]
         channels = self.channels
         for position in range(self.cells):
             reduction = position in self.reductions
@@ -227,7 +241,7 @@ class DartsSpace:
                     channels=channels,
                     nodes=genotype.reduce if reduction else genotype.normal,
                     reduction=reduction,
-                    reduction_prev=position - 1 in self.reductions,
+                    reduction_prev=self.reduced_before(position),
                     last=position == self.cells - 1,
                 )
             )
@@ -247,6 +261,9 @@ class DartsSpace:
         graph = Graph(TensorSpec(shape=(in_chans, *(min(side or 16, 16) for side in size))))
         stem = partial(stem_layers, int(in_chans or 1), 4)
         s0 = s1 = graph.apply(f"stem {specs[0].id}", stem, graph.input())
+        if self.stem == "imagenet":
+            halve = partial(preprocess, 4, 4, halve=True, affine=False)
+            s1 = graph.apply(f"second stem {specs[0].id}", halve, s0)
         widths, thin = (4, 4), 2
         for position, spec in enumerate(specs[1:-1]):
             reduction = position in self.reductions

@@ -42,6 +42,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"candidates": 9},
     "local-search": {"candidates": 9},
     "pc-darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "k": 2},
+    "pc-darts-imagenet": {
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "batch_size": 8,
+        "weight_share": 0.5,
+        "arch_share": 0.25,
+    },
+    "darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "order": 2},
 }
 EVALUATORS = ("training", "linear-probe")
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from zoo.builders import build, operations
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
-from zoo.families.darts import cell_spec, head_spec, stem_spec
+from zoo.families.darts import cell_spec, head_spec, imagenet_stem_spec, stem_spec
 from zoo.families.darts_operations import OPERATIONS, FactorizedReduce, operation
 from zoo.spec import BlockSpec, TensorSpec
 
@@ -245,3 +245,14 @@ def test_threads_odd_batches_and_channels_last_corrupt_nothing() -> None:
         "    x.requires_grad_(); out = module(x); out.backward(torch.randn_like(out))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_imagenet_stem_shrinks_large_images_eightfold() -> None:
+    inputs = TensorSpec(shape=(3, 41, None))
+    spec = imagenet_stem_spec(inputs, channels=6)
+    assert [state.shape for state in spec.outputs] == [(6, 11, None), (6, 6, None)]
+    s0, s1 = build(spec)(torch.randn(2, 3, 41, 64))
+    assert s0.shape == (2, 6, 11, 16)
+    assert s1.shape == (2, 6, 6, 8)
+    with pytest.raises(InvalidInputError, match="at least 2"):
+        imagenet_stem_spec(inputs, channels=1)

@@ -199,3 +199,41 @@ def test_the_genotype_prints_as_one_line() -> None:
         "normal: skip_connect(0) + max_pool_3x3(1); reduce: max_pool_3x3(0) + max_pool_3x3(1)"
     )
     assert Genotype.parse(space.summary(architecture)) == space.decode(architecture)
+
+
+PC_DARTS_CIFAR = (
+    "normal: sep_conv_3x3(1) + skip_connect(0) | sep_conv_3x3(0) + dil_conv_3x3(1) | "
+    "sep_conv_5x5(0) + sep_conv_3x3(1) | avg_pool_3x3(0) + dil_conv_3x3(1); "
+    "reduce: sep_conv_5x5(1) + max_pool_3x3(0) | sep_conv_5x5(1) + sep_conv_5x5(2) | "
+    "sep_conv_3x3(0) + sep_conv_3x3(3) | sep_conv_3x3(1) + sep_conv_3x3(2)"
+)
+PC_DARTS_IMAGE = (
+    "normal: skip_connect(1) + sep_conv_3x3(0) | sep_conv_3x3(0) + skip_connect(1) | "
+    "sep_conv_3x3(1) + sep_conv_3x3(3) | sep_conv_3x3(1) + dil_conv_5x5(4); "
+    "reduce: sep_conv_3x3(0) + skip_connect(1) | dil_conv_5x5(2) + max_pool_3x3(1) | "
+    "sep_conv_3x3(2) + sep_conv_3x3(1) | sep_conv_5x5(0) + sep_conv_3x3(3)"
+)
+
+
+@pytest.mark.parametrize(
+    ("genotype", "params"), [(PC_DARTS_CIFAR, 5_270_560), (PC_DARTS_IMAGE, 5_342_464)]
+)
+def test_published_cells_have_their_number_of_parameters_on_imagenet(
+    genotype: str, params: int
+) -> None:
+    space = DartsSpace(cells=14, channels=48, stem="imagenet", stem_multiplier=1)
+    image = TensorSpec(shape=(3, 224, 224))
+    with torch.device("meta"):
+        network = space.build(space.parse(genotype), inputs=image, num_classes=1000)
+    assert sum(weight.numel() for weight in network.parameters()) == params
+
+
+def test_a_space_with_another_stem_is_another_space() -> None:
+    space = DartsSpace(cells=2, channels=4, nodes=1, stem="imagenet")
+    assert "stem" not in DartsSpace().describe()["params"]  # type: ignore[operator]
+    assert space.describe()["params"]["stem"] == "imagenet"  # type: ignore[index,call-overload]
+    architecture = space.sample(random.Random(0))
+    network = space.build(architecture, inputs=TensorSpec(shape=(3, 33, 40)), num_classes=4)
+    assert network(torch.randn(2, 3, 33, 40)).shape == (2, 4)
+    with pytest.raises(UnknownNameError, match="stem"):
+        DartsSpace(stem="mnist")

@@ -107,15 +107,15 @@ def test_architecture_parameters_rest_bit_for_bit_until_the_warm_up_ends(data: D
 
 def test_each_half_of_a_step_moves_only_its_own_parameters(data: DataSet) -> None:
     method = search(data)
-    batch = method._batch(0, 0, half=1)
+    batch = method._batch(0, 0, part=1)
     weights, arch = tensors(method.supernet), tensors(method.arch)
-    method._arch_step(*batch)
+    method.updates.architecture(*batch, *batch)
     assert same(tensors(method.supernet), weights)
     assert all(parameter.grad is None for parameter in method.supernet.parameters())
     moved = tensors(method.arch)
     assert not same(moved, arch)
     gradients = {name: parameter.grad for name, parameter in method.arch.named_parameters()}
-    method._weight_step(*batch, 0)
+    method.updates.weights(*batch)
     assert same(tensors(method.arch), moved)
     assert gradients == {name: p.grad for name, p in method.arch.named_parameters()}
     assert not same(tensors(method.supernet), weights)
@@ -126,7 +126,7 @@ def test_one_step_is_adam_on_the_second_half_then_clipped_sgd_on_the_first(data:
     supernet, arch = copy.deepcopy(method.supernet), copy.deepcopy(method.arch)
     report = method.step()
 
-    images, labels = method._batch(0, 0, half=1)
+    images, labels = method._batch(0, 0, part=1)
     loss = F.cross_entropy(supernet(images, arch()), labels)
     assert report.metrics["arch_loss"] == pytest.approx(loss.item(), rel=1e-6)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_one_step_is_adam_on_the_second_half_then_clipped_sgd_on_the_first(data:
     for ours, p in zip(method.arch.parameters(), arch.parameters(), strict=True):
         torch.testing.assert_close(ours, p, rtol=1e-4, atol=1e-8)
 
-    images, labels = method._batch(0, 0, half=0)
+    images, labels = method._batch(0, 0, part=0)
     loss = F.cross_entropy(supernet(images, method.arch()), labels)
     grads = torch.autograd.grad(loss, list(supernet.parameters()))
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
@@ -157,19 +157,19 @@ def test_the_two_halves_are_disjoint_and_each_image_is_seen_once_an_epoch(data: 
     assert sorted(first) == list(range(12))
     assert sorted(second) == list(range(12, 25))
     assert method._order(1, 0).tolist() != method._order(2, 0).tolist()
-    sizes = [len(method._batch(0, index, half=0)[1]) for index in range(method.steps_per_epoch)]
+    sizes = [len(method._batch(0, index, part=0)[1]) for index in range(method.steps_per_epoch)]
     assert sizes == [5, 5, 2]
-    assert [len(method._batch(0, i, half=1)[1]) for i in range(3)] == sizes
+    assert [len(method._batch(0, i, part=1)[1]) for i in range(3)] == sizes
 
 
 def test_the_learning_rate_is_the_cosine_of_its_own_epoch(data: DataSet) -> None:
     method = search(data, epochs=50, lr=0.1)
     for epoch in (0, 1, 25, 49):
         wanted = 0.05 * (1 + math.cos(math.pi * epoch / 50))
-        assert method.learning_rate(epoch) == pytest.approx(wanted)
+        assert method.settings.learning_rate(epoch) == pytest.approx(wanted)
     assert method.step().metrics["lr"] == 0.1
-    assert method.learning_rate(49) > 0
-    assert search(data, epochs=50, lr_min=0.01).learning_rate(25) == pytest.approx(0.055)
+    assert method.settings.learning_rate(49) > 0
+    assert search(data, epochs=50, lr_min=0.01).settings.learning_rate(25) == pytest.approx(0.055)
 
 
 def test_a_resumed_search_continues_bit_for_bit_from_every_step(data: DataSet) -> None:

@@ -1,7 +1,8 @@
 """The DARTS family of blocks: stem, cell and head.
 
 A network is the chain ``darts.stem`` (x) → (s0, s1), ``darts.cell`` (s0, s1) → (s1, s2),
-…, a last ``darts.cell`` (s0, s1) → (s2), ``darts.head`` (s) → logits. Modules, order of
+…, a last ``darts.cell`` (s0, s1) → (s2), ``darts.head`` (s) → logits. For large images the
+stem is ``darts.stem_imagenet``, whose s1 is half the size of s0. Modules, order of
 submodules and defaults follow the derived network of DARTS, so its parameter counts hold.
 
 Source:
@@ -49,6 +50,27 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         state = self.layers(x)
         return state, state
+
+
+class ImageNetStem(nn.Module):
+    """Three convolutions of stride 2: ``s0`` at a quarter of the size, ``s1`` at an eighth."""
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__()
+        half = out_chans // 2
+        self.layers0 = nn.Sequential(
+            *_strided(in_chans, half), nn.ReLU(), *_strided(half, out_chans)
+        )
+        self.layers1 = nn.Sequential(nn.ReLU(), *_strided(out_chans, out_chans))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = self.layers0(x)
+        return s0, self.layers1(s0)
+
+
+def _strided(in_chans: int, out_chans: int) -> tuple[nn.Module, nn.Module]:
+    convolution = nn.Conv2d(in_chans, out_chans, 3, stride=2, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(out_chans)
 
 
 class Cell(nn.Module):
@@ -105,6 +127,30 @@ def stem_spec(inputs: TensorSpec, *, channels: int) -> BlockSpec:
     state = TensorSpec(shape=(channels, height, width), dtype=inputs.dtype)
     return BlockSpec(
         op="darts.stem", params={"channels": channels}, inputs=(inputs,), outputs=(state, state)
+    )
+
+
+def imagenet_stem_spec(inputs: TensorSpec, *, channels: int) -> BlockSpec:
+    """Describe the stem that shrinks large images eightfold before the first cell.
+
+    Raises:
+        IncompatibleShapeError: ``inputs`` is not float ``(channels, height, width)``.
+        InvalidInputError: ``channels`` is below 2.
+    """
+    if channels < 2:
+        raise InvalidInputError(f"an ImageNet stem of {channels} channels needs at least 2")
+    _, *size = _image(inputs)
+    states = []
+    for halvings in (2, 3):
+        height, width = (
+            reduce(lambda side, _: halved(side), range(halvings), side) for side in size
+        )
+        states.append(TensorSpec(shape=(channels, height, width), dtype=inputs.dtype))
+    return BlockSpec(
+        op="darts.stem_imagenet",
+        params={"channels": channels},
+        inputs=(inputs,),
+        outputs=tuple(states),
     )
 
 
@@ -228,6 +274,14 @@ def build_stem(spec: BlockSpec) -> nn.Module:
     channels = _param(spec, "channels", int)
     _confirm(spec, stem_spec(spec.inputs[0], channels=channels))
     return Stem(_image(spec.inputs[0])[0], channels)
+
+
+@register("darts.stem_imagenet")
+def build_imagenet_stem(spec: BlockSpec) -> nn.Module:
+    """Build ``darts.stem_imagenet``; ``params``: ``channels`` of both states."""
+    channels = _param(spec, "channels", int)
+    _confirm(spec, imagenet_stem_spec(spec.inputs[0], channels=channels))
+    return ImageNetStem(_image(spec.inputs[0])[0], channels)
 
 
 @register("darts.cell")

@@ -1,0 +1,368 @@
+"""The search cell computed once a source state instead of once an edge: the same function.
+
+All edges that leave one state read the same channels, so what they do to them is done
+together (E edges leave the state, ops see c channels):
+
+- the partial channels, their ReLU and both pools with their batch norms: once for all E;
+- all first convolutions but the dilated 5x5 in one: smaller kernels are embedded in 5x5
+  (a dilated 3x3 is a 5x5 with holes), then one batch norm for all of them; likewise
+  the second halves of the separable ones;
+- between a depthwise and its pointwise convolution there is no nonlinearity: up to
+  ``DENSE_CHANNELS`` channels the two are multiplied into one dense convolution, which
+  runs faster than the pair and keeps no activation between them;
+- an operation's share of its edge, times the edge's share of its node, is the scale of
+  its batch norm, so mixing is a sum; pools and skips are mixed by one 1x1 convolution;
+- shuffle and bypass are linear: they happen once a node, after the sum over its edges.
+
+Weights are kept stacked, three tensors a state. ``state_dict`` speaks the names and shapes
+of ``nas.supernet.SearchCell``, so that weights and checkpoints of either form fit the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from itertools import chain, product
+from operator import add
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas.spaces.darts import DartsSpace
+from nas.supernet import Mixture
+from zoo.families.darts_operations import preprocess
+
+DENSE_CHANNELS = 16
+"""Up to so many channels a separable convolution is computed as a dense one."""
+
+POOLS = ("max_pool_3x3", "avg_pool_3x3")
+
+_KERNELS = {
+    "sep_conv_3x3": (3, 1),
+    "sep_conv_5x5": (5, 1),
+    "dil_conv_3x3": (3, 2),
+    "dil_conv_5x5": (5, 2),
+}
+"""Operation → size and dilation of its first depthwise kernel."""
+
+_BATCH_NORM = ("running_mean", "running_var")
+_MOMENTUM, _EPS = 0.1, 1e-5  # of nn.BatchNorm2d, which the unfused cell uses
+
+
+class SourceEdges(nn.Module):
+    """All edges that leave one state of a cell, on the partial channels.
+
+    Maps ``(batch, part, height, width)`` and the coefficients ``(edges, operations)`` to
+    ``(batch, edges * part, height / stride, width / stride)``, the edges' sums of
+    operations side by side.
+
+    Args:
+        ops: All operations of the space, in its order.
+        edges: The positions of these edges among all of the cell.
+        part: Channels that the operations see.
+        stride: 1 or 2.
+        dense: Multiply depthwise and pointwise kernels into one.
+    """
+
+    def __init__(
+        self, ops: Sequence[str], edges: Sequence[int], part: int, *, stride: int, dense: bool
+    ) -> None:
+        super().__init__()
+        self.ops, self.edges, self.part, self.stride = tuple(ops), tuple(edges), part, stride
+        self.dense = dense
+        self.pools = [op for op in ops if op in POOLS]
+        self.separable = [op for op in ops if op.startswith("sep_conv")]
+        near = [op for op in ops if op == "dil_conv_3x3"]
+        far = [op for op in ops if op == "dil_conv_5x5"]
+        self.near, self.far = self.separable + near, far
+        self.reduces = stride == 2 and "skip_connect" in ops
+        # Where the stacked kernels stand in an unfused operation: layers 1, 2 and 5, 6.
+        seconds = [(op, 5) for op in self.separable]
+        depthwise = [*((op, 1) for op in self.near + far), *seconds]
+        self._kernels = {
+            f"depthwise_{size}": [key for key in depthwise if _KERNELS[key[0]][0] == size]
+            for size in (3, 5)
+        }
+        self._kernels["pointwise"] = [(op, layer + 1) for op, layer in depthwise]
+        for name, keys in self._kernels.items():
+            count = len(keys) * len(edges)
+            side = 1 if name == "pointwise" else int(name[-1])
+            inner = part if name == "pointwise" else 1
+            if count:
+                weight = torch.empty(count, part, inner, side, side)
+                self.register_parameter(name, nn.Parameter(weight))
+        if self.reduces:
+            halves = torch.empty(2, len(edges), part // 2, part, 1, 1)
+            self.halves = nn.Parameter(halves.flatten(0, 1))
+        self._norms = {
+            "pool": [(op, "1") for op in self.pools],
+            "first": [(op, "3") for op in self.near + far],
+            "second": [(op, "7") for op in self.separable],
+            "skip": [("skip_connect", "bn")] if self.reduces else [],
+        }
+        for name, norms in self._norms.items():
+            count = len(norms) * (1 if name == "pool" else len(edges))
+            if count:
+                self.register_buffer(f"{name}_running_mean", torch.zeros(count, part))
+                self.register_buffer(f"{name}_running_var", torch.ones(count, part))
+        if any(self._norms.values()):
+            self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x: Tensor, shares: Tensor) -> Tensor:
+        if self.training and any(self._norms.values()):
+            self.get_buffer("num_batches_tracked").add_(1)
+        terms = list(self._convolutions(F.relu(x), shares)) if self.near or self.far else []
+        if self.reduces:
+            terms.append(self._reduction(F.relu(x), shares))
+        skips = [op for op in self.ops if op == "skip_connect" and self.stride == 1]
+        shared = [*([self._pooled(x)] if self.pools else ()), *(x for _ in skips)]
+        if shared:
+            mixing = self._mixing([*self.pools, *skips], shares)
+            terms.append(F.conv2d(torch.cat(shared, dim=1), mixing))
+        return reduce(add, terms)
+
+    def _convolutions(self, x: Tensor, shares: Tensor) -> Iterator[Tensor]:
+        """Yield the separable and dilated convolutions, scaled, an operation at a time."""
+        results = [
+            self._pair(x, ops, layer=1, dilation=dilation, stride=self.stride)
+            for ops, dilation in ((self.near, 1), (self.far, 2))
+            if ops
+        ]
+        width = len(self.edges) * self.part
+        kept = len(self.separable) * width
+        dilated = [*self.near[len(self.separable) :], *self.far]
+        scale = torch.cat([shares.new_ones(kept), self._scale(dilated, shares)])
+        first = self._norm("first", _joined(results), scale)
+        if dilated:
+            yield from torch.split(first[:, kept:], width, dim=1)
+        if kept:
+            second = self._pair(F.relu(first[:, :kept]), self.separable, layer=5)
+            scale = self._scale(self.separable, shares)
+            yield from torch.split(self._norm("second", second, scale), width, dim=1)
+
+    def _pair(
+        self, x: Tensor, ops: Sequence[str], *, layer: int, dilation: int = 1, stride: int = 1
+    ) -> Tensor:
+        """Convolve depthwise and pointwise: the state for every edge, or each edge's own part."""
+        own = layer == 5
+        kernels = [(self._kernel(op, layer), 1 if own else _KERNELS[op][1]) for op in ops]
+        spread = [_spread(weight, factor // dilation) for weight, factor in kernels]
+        size = max(weight.shape[-1] for weight in spread)
+        depthwise = torch.cat([_embedded(weight, size) for weight in spread])
+        pointwise = torch.cat([self._kernel(op, layer + 1) for op in ops])
+        groups = len(pointwise)
+        padding = dilation * (size // 2)
+        if self.dense:
+            weight = (pointwise * depthwise.transpose(1, 2)).flatten(0, 1)
+            return F.conv2d(x, weight, None, stride, padding, dilation, groups=groups if own else 1)
+        if own:
+            between = F.conv2d(
+                x, depthwise.flatten(0, 1), None, stride, padding, dilation, groups * self.part
+            )
+        else:
+            weight = depthwise.transpose(0, 1).flatten(0, 1)
+            between = F.conv2d(x, weight, None, stride, padding, dilation, self.part)
+            between = shuffled(between, self.part)
+        return F.conv2d(between, pointwise.flatten(0, 1), groups=groups)
+
+    def _reduction(self, x: Tensor, shares: Tensor) -> Tensor:
+        """Halve the size for every edge: even pixels to one half of it, odd ones to the other."""
+        # Sliced, not strided, as in ``FactorizedReduce``; see there.
+        odd_height, odd_width = x.shape[2] % 2, x.shape[3] % 2
+        shifted = F.pad(x[:, :, 1::2, 1::2], (0, odd_width, 0, odd_height))
+        even = F.conv2d(x[:, :, ::2, ::2], self.halves[: len(self.edges)].flatten(0, 1))
+        odd = F.conv2d(shifted, self.halves[len(self.edges) :].flatten(0, 1))
+        edges = [torch.split(half, self.part // 2, dim=1) for half in (even, odd)]
+        joined = torch.cat([half for pair in zip(*edges, strict=True) for half in pair], dim=1)
+        return self._norm("skip", joined, self._scale(["skip_connect"], shares))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        results = [
+            F.max_pool2d(x, 3, self.stride, 1)
+            if op == "max_pool_3x3"
+            else F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+            for op in self.pools
+        ]
+        return self._norm("pool", _joined(results), None)
+
+    def _mixing(self, names: Sequence[str], shares: Tensor) -> Tensor:
+        """Return the 1x1 kernel that gives every edge its shares of the named states."""
+        columns = shares[:, [self.ops.index(op) for op in names]]
+        identity = torch.eye(self.part, dtype=shares.dtype, device=shares.device)
+        return torch.kron(columns, identity)[:, :, None, None]
+
+    def _scale(self, ops: Sequence[str], shares: Tensor) -> Tensor:
+        """Return the shares of ``ops``, one a channel: operation by operation, edge by edge."""
+        columns = shares[:, [self.ops.index(op) for op in ops]]
+        # Contiguous, as the backward pass of PyTorch 2.13 on the CPU takes it to be.
+        return columns.t().unsqueeze(2).expand(-1, -1, self.part).flatten().contiguous()
+
+    def _norm(self, name: str, x: Tensor, scale: Tensor | None) -> Tensor:
+        mean, variance = (self.get_buffer(f"{name}_{kind}").view(-1) for kind in _BATCH_NORM)
+        return F.batch_norm(x, mean, variance, scale, None, self.training, _MOMENTUM, _EPS)
+
+    def _kernel(self, op: str, layer: int) -> Tensor:
+        """Return ``(edges, part, …)``: the kernels of one layer of one operation."""
+        pointwise = layer in (2, 6)
+        name = "pointwise" if pointwise else f"depthwise_{_KERNELS[op][0]}"
+        at = self._kernels[name].index((op, layer)) * len(self.edges)
+        return self.get_parameter(name)[at : at + len(self.edges)]
+
+    def names(self) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+        """Yield each stacked tensor's name, and what its rows are called in an unfused cell.
+
+        A row that all edges share has several names.
+        """
+        for name, keys in self._kernels.items():
+            if keys:
+                rows = product(keys, self.edges)
+                yield name, [(self._name(edge, op, f"{at}.weight"),) for (op, at), edge in rows]
+        if self.reduces:
+            halves = product(("conv_1.weight", "conv_2.weight"), self.edges)
+            yield "halves", [(self._name(edge, "skip_connect", half),) for half, edge in halves]
+        for name, kind in product(self._norms, _BATCH_NORM):
+            named = self._norm_names(name, kind)
+            if named:
+                shared = len(self.edges) if name == "pool" else 1
+                starts = range(0, len(named), shared)
+                yield f"{name}_{kind}", [tuple(named[at : at + shared]) for at in starts]
+        counters = [self._norm_names(name, "num_batches_tracked") for name in self._norms]
+        if any(counters):
+            yield "num_batches_tracked", [tuple(chain.from_iterable(counters))]
+
+    def _norm_names(self, name: str, kind: str) -> list[str]:
+        rows = product(self._norms[name], self.edges)
+        return [self._name(edge, op, f"{layer}.{kind}") for (op, layer), edge in rows]
+
+    def _name(self, edge: int, op: str, rest: str) -> str:
+        return f"edges.{edge}.ops.{self.ops.index(op)}.{rest}"
+
+
+class FusedCell(nn.Module):
+    """``nas.supernet.SearchCell``, computed state by state; arguments and results are its."""
+
+    def __init__(
+        self,
+        space: DartsSpace,
+        in_chans: tuple[int, int],
+        channels: int,
+        *,
+        k: int,
+        reduction: bool,
+        reduction_prev: bool,
+        dense_channels: int = DENSE_CHANNELS,
+    ) -> None:
+        super().__init__()
+        self.nodes, self.k, self.part = space.nodes, k, channels // k
+        self.reduction = reduction
+        self.preprocess0 = preprocess(in_chans[0], channels, halve=reduction_prev, affine=False)
+        self.preprocess1 = preprocess(in_chans[1], channels, halve=False, affine=False)
+        self.sources = nn.ModuleList(
+            SourceEdges(
+                space.ops,
+                [node * (node + 3) // 2 + state for node in range(max(0, state - 1), space.nodes)],
+                self.part,
+                stride=2 if reduction and state < 2 else 1,
+                dense=self.part <= dense_channels,
+            )
+            for state in range(space.nodes + 1)
+        )
+        self.register_state_dict_post_hook(_unstack_state)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_stack_state)  # type: ignore[no-untyped-call]
+
+    def forward(self, s0: Tensor, s1: Tensor, mixture: Mixture) -> Tensor:
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        shares = mixture.ops * mixture.edges.unsqueeze(1)
+        parts: list[list[Tensor]] = [[] for _ in range(self.nodes)]
+        rests: list[Tensor | None] = [None] * self.nodes
+        for at, source in self._numbered():
+            state = states[at].contiguous(memory_format=torch.channels_last)
+            out = source(state[:, : self.part], shares[list(source.edges)])
+            rest = state[:, self.part :]
+            if source.stride == 2 and self.k > 1:
+                rest = F.max_pool2d(rest, 2, ceil_mode=True)
+            edges = zip(source.edges, torch.split(out, self.part, dim=1), strict=True)
+            for node, (edge, piece) in enumerate(edges, start=max(0, at - 1)):
+                parts[node].append(piece)
+                if self.k > 1:
+                    bypass = mixture.edges[edge].to(rest.dtype) * rest
+                    before = rests[node]
+                    rests[node] = bypass if before is None else before + bypass
+            if at >= 1:
+                states.append(self._node(parts[at - 1], rests[at - 1]))
+        return torch.cat(states[2:], dim=1)
+
+    def _node(self, parts: Sequence[Tensor], rest: Tensor | None) -> Tensor:
+        total = reduce(add, parts)
+        return total if rest is None else shuffled(torch.cat([total, rest], dim=1), self.k)
+
+    def _numbered(self) -> Iterator[tuple[int, SourceEdges]]:
+        return enumerate(cast(Iterable[SourceEdges], self.sources))
+
+    def unstack(self, tensors: dict[str, Tensor], prefix: str = "") -> None:
+        """Replace, in place, tensors of this cell's parameters by those of an unfused cell's."""
+        for at, source in self._numbered():
+            for name, rows in source.names():
+                tensor = tensors.pop(f"{prefix}sources.{at}.{name}", None)
+                for row, names in zip(() if tensor is None else tensor, rows, strict=False):
+                    tensors |= {prefix + unfused: row.clone() for unfused in names}
+
+    def stack(self, tensors: dict[str, Tensor], prefix: str = "") -> None:
+        """Undo ``unstack``; what is incomplete is left as it is."""
+        for at, source in self._numbered():
+            for name, rows in source.names():
+                names = [[prefix + unfused for unfused in row] for row in rows]
+                if all(unfused in tensors for row in names for unfused in row):
+                    found = [[tensors.pop(unfused) for unfused in row][0] for row in names]
+                    tensors[f"{prefix}sources.{at}.{name}"] = torch.stack(found)
+
+
+def unstack(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Rename and split, in place, tensors named like the parameters of ``net`` as if unfused."""
+    for name, module in net.named_modules():
+        if isinstance(module, FusedCell):
+            module.unstack(tensors, f"{name}.")
+
+
+def stack(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Undo ``unstack``."""
+    for name, module in net.named_modules():
+        if isinstance(module, FusedCell):
+            module.stack(tensors, f"{name}.")
+
+
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Return ``nas.supernet.channel_shuffle`` in the channels-last memory format."""
+    by_pixel = x.permute(0, 2, 3, 1)
+    split = torch.unflatten(by_pixel, 3, (groups, -1))
+    return split.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+def _unstack_state(cell: FusedCell, state: dict[str, Any], prefix: str, _: Any) -> None:
+    cell.unstack(state, prefix)
+
+
+def _stack_state(cell: FusedCell, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    cell.stack(state, prefix)
+
+
+def _joined(results: Sequence[Tensor]) -> Tensor:
+    return results[0] if len(results) == 1 else torch.cat(list(results), dim=1)
+
+
+def _spread(weight: Tensor, dilation: int) -> Tensor:
+    """Return a dilated kernel as a plain one with holes."""
+    if dilation == 1:
+        return weight
+    side = dilation * (weight.shape[-1] - 1) + 1
+    holes = weight.new_zeros((*weight.shape[:-2], side, side))
+    holes[..., ::dilation, ::dilation] = weight
+    return holes
+
+
+def _embedded(weight: Tensor, size: int) -> Tensor:
+    """Return a kernel in the middle of a larger one."""
+    margin = (size - weight.shape[-1]) // 2
+    return F.pad(weight, (margin,) * 4) if margin else weight
