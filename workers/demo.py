@@ -244,4 +244,3 @@ def _address(process: subprocess.Popen[str]) -> str:
             return found.group()
     timer.cancel()
     raise NotReadyError("the server did not start: " + "".join(lines)[-500:])
-

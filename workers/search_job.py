@@ -267,7 +267,7 @@ class _Search:
             except TrainerError as error:
                 failures.append(str(error))
                 self._session.log(f"a winner could not be trained: {error}", level="warning")
-        if not winners:
+        if failures and not winners:
             raise InfeasibleError(f"no winner could be trained: {failures[0]}")
         return winners
 
