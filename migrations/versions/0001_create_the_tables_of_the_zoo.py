@@ -60,6 +60,7 @@ def upgrade() -> None:
         sa.Column("accuracy", sa.Double(), nullable=True),
         sa.Column("job", sa.Text(), nullable=True),
         sa.Column("onnx", sa.Text(), nullable=True),
+        sa.Column("owner", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_chains"),
     )
@@ -156,6 +157,7 @@ def upgrade() -> None:
         "aliases",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("chain_id", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["chain_id"], ["chains.id"], name="fk_aliases_chain_id_chains", ondelete="CASCADE"

@@ -112,6 +112,12 @@ class BlockFindings:
         unused = self._unused_files(kept, before)
         return num_blocks, sum(self._files.delete_old(digest, before) for digest in unused)
 
+    def verify(self) -> list[str]:
+        """Read every file; return the digests of damaged ones, and of missing ones in use."""
+        with self._database.read() as session:
+            used = _kept_files(session, set())
+        return sorted({*self._files.verify(), *(used - set(self._files.digests()))})
+
     def _collect_blocks(self, before: datetime) -> int:
         """Delete some unused blocks; a writer that has one of them locked keeps it."""
         unused = (

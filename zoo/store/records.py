@@ -15,7 +15,7 @@ from zoo.store.database import Database
 from zoo.store.files import FileStore
 from zoo.store.job_rows import document, find_job, held_job
 from zoo.store.protocols import Event
-from zoo.store.tables import ArchitectureRow, CandidateRow, CheckpointRow, JobEventRow
+from zoo.store.tables import ArchitectureRow, CandidateRow, CheckpointRow, JobEventRow, JobRow
 
 KEPT_CHECKPOINTS = 2
 
@@ -148,7 +148,9 @@ class JobRecords:
                 _candidate_of(row, architecture) for row, architecture in session.execute(statement)
             )
 
-    def savings(self, job_id: str | None = None) -> Mapping[str, float]:
+    def savings(
+        self, job_id: str | None = None, *, owner: str | None = None
+    ) -> Mapping[str, float]:
         hit = CandidateRow.reused_from.is_not(None)
         evaluated = CandidateRow.state == str(CandidateState.EVALUATED)
         statement = select(
@@ -158,6 +160,9 @@ class JobRecords:
             func.coalesce(func.sum(CandidateRow.saved_s), 0.0),
             func.coalesce(func.sum(CandidateRow.cost_s).filter(~hit), 0.0),
         ).where(CandidateRow.arm != str(Arm.WINNER))
+        if owner is not None:
+            owned = select(JobRow.id).where(JobRow.owner == owner)
+            statement = statement.where(CandidateRow.job_id.in_(owned))
         with self._database.read() as session:
             if job_id is not None:
                 find_job(session, job_id)

@@ -193,6 +193,7 @@ class ChainRow(Row):
     accuracy: Mapped[float | None]
     job: Mapped[str | None] = mapped_column(index=True)
     onnx: Mapped[str | None]
+    owner: Mapped[str]
     created_at: Mapped[datetime]
 
 
@@ -211,6 +212,7 @@ class AliasRow(Row):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     chain_id: Mapped[str] = mapped_column(ForeignKey("chains.id", ondelete="CASCADE"), index=True)
+    owner: Mapped[str]
     updated_at: Mapped[datetime]
 
 
