@@ -158,6 +158,16 @@ def test_a_spec_file_is_overruled_by_options(tmp_path: Path, blockyard: Any) -> 
     assert spec["limits"] == [{"metric": "latency_ms", "max": 3, "min": None}]
 
 
+def test_a_search_over_a_table_names_its_evaluator(blockyard: Any) -> None:
+    answer = blockyard(
+        "search", "run", "-m", "evolution", "--space", "nas-bench-201", "--data", "digits",
+        "-e", "tabular", "-E", "device=pixel3", "--winners", "0", "--detach", "--json",
+    )  # fmt: skip
+    spec = answer.json["spec"]
+    assert spec["evaluator"] == {"name": "tabular", "params": {"device": "pixel3"}}
+    assert spec["winners"] == 0
+
+
 def test_a_job_is_paused_resumed_cloned_and_cancelled(blockyard: Any) -> None:
     words = ["-m", "random", "--space", "darts", "--data", "digits", "-d", "-q"]
     job = blockyard("search", "run", *words, "--name", "mine").out.strip()
