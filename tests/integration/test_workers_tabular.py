@@ -130,6 +130,7 @@ def test_what_the_tables_do_not_hold_fails_with_the_reason(
     assert why in (ended.reason or "")
 
 
+@pytest.mark.slow
 def test_a_winner_found_in_a_table_can_be_trained_and_stored(
     store: Store, worker: EmbeddedWorker
 ) -> None:
@@ -147,6 +148,17 @@ def test_a_winner_found_in_a_table_can_be_trained_and_stored(
     assert [block.spec.op for block in chain.blocks].count("nasbench201.cell") == 15
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Iterator[Store]:
+    """A store whose worker has the real tables."""
+    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('published')}/zoo.db")
+    worker = EmbeddedWorker(opened, data_root=data_root, timing=toys.QUICK)
+    worker.start()
+    yield opened
+    worker.stop()
+    opened.close()
+
+
 @pytest.mark.parametrize(
     ("space", "second"),
     [
@@ -157,26 +169,19 @@ def test_a_winner_found_in_a_table_can_be_trained_and_stored(
     ],
 )
 def test_every_table_is_searched_through_the_job_loop(
-    space: str, second: str, tmp_path: Path, data_root: Path
+    space: str, second: str, published: Store
 ) -> None:
-    opened = open_store(f"sqlite:///{tmp_path}/zoo.db")
-    worker = EmbeddedWorker(opened, data_root=data_root, timing=toys.QUICK)
-    worker.start()
-    try:
-        job = submit(
-            opened,
-            method="evolution",
-            candidates=20,
-            space={"name": space},
-            evaluator={"name": "tabular"},
-            objectives=["accuracy", second],
-        )
-        result = toys.succeeded(opened, job.id).result
-        assert result is not None
-        candidates = opened.jobs.candidates(job.id)
-        assert len(candidates) == 20
-        assert all(set(item.metrics) >= {"accuracy", second} for item in candidates)
-        assert result["front"]
-    finally:
-        worker.stop()
-        opened.close()
+    job = submit(
+        published,
+        method="evolution",
+        candidates=20,
+        space={"name": space},
+        evaluator={"name": "tabular"},
+        objectives=["accuracy", second],
+    )
+    result = toys.succeeded(published, job.id).result
+    assert result is not None
+    candidates = published.jobs.candidates(job.id)
+    assert len(candidates) == 20
+    assert all(set(item.metrics) >= {"accuracy", second} for item in candidates)
+    assert result["front"]
