@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from nas.evaluation import EvaluatorContext
 from nas.pareto import front
 from nas.protocols import SearchSpace
-from nas.table_columns import SOURCES, Columns, Source
+from nas.table_columns import SOURCES, Content, Source
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, MissingDataError, UnknownNameError
 from zoo.spec import METRICS, Architecture, Evaluation
@@ -153,13 +153,9 @@ def open_table(
     _check_published(space, source)
     path = _file(source, root)
     stamp = path.stat()
-    digest, columns = _read(path, stamp.st_mtime_ns, stamp.st_size)
-    try:
-        content = source.content(columns, data=data, accuracy=accuracy, device=device)
-    except KeyError as error:
-        raise InvalidInputError(
-            f"{path} has no column {error}; it has {', '.join(columns)}"
-        ) from error
+    digest, content = _content(
+        name, path, stamp.st_mtime_ns, stamp.st_size, data=data, accuracy=accuracy, device=device
+    )
     return Table(
         space=space,
         digest=digest,
@@ -239,13 +235,28 @@ def _file(source: Source, root: Path | None) -> Path:
     return path
 
 
-@lru_cache(maxsize=4)
-def _read(path: Path, _modified_ns: int, _size: int) -> tuple[str, Columns]:
-    """Return digest and columns of a file; the stamp makes a changed file another entry."""
-    data = path.read_bytes()
+@lru_cache(maxsize=8)
+def _content(
+    name: str,
+    path: Path,
+    _modified_ns: int,
+    _size: int,
+    *,
+    data: str,
+    accuracy: str | None,
+    device: str | None,
+) -> tuple[str, Content]:
+    """Return a file's digest and content; the stamp makes a changed file another entry."""
+    raw = path.read_bytes()
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(raw))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InvalidInputError(f"{path} is no parquet table: {error}") from error
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-    return sha256(data).hexdigest(), columns
+    columns = {column: table[column].to_numpy() for column in table.column_names}
+    try:
+        content = SOURCES[name].content(columns, data=data, accuracy=accuracy, device=device)
+    except KeyError as error:
+        raise InvalidInputError(
+            f"{path} has no column {error}; it has {', '.join(columns)}"
+        ) from error
+    return sha256(raw).hexdigest(), content

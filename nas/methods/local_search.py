@@ -1,32 +1,29 @@
 """Local search: climb from neighbour to better neighbour, start anew on every summit.
 
 Papers: White et al. (2021), "Exploring the Loss Landscape in Neural Architecture Search",
-arXiv:2005.02960; Den Ottelander et al. (2021), "Local Search is a Remarkably Strong
-Baseline for Neural Architecture Search", arXiv:2004.08996.
+arXiv:2005.02960; for several objectives Paquete, Chiarandini and Stützle (2004), "Pareto
+Local Optimum Sets in the Biobjective Traveling Salesman Problem".
 
 | notation | shape | is |
 |---|---|---|
-| ``here`` | (variables,) | where the climb stands; None before a start |
-| ``queue`` | (n, variables) | neighbours of ``here`` still to be evaluated, in random order |
-| ``weights`` | (objectives,) | what this climb wants, drawn uniformly from the simplex |
+| ``archive`` | (n, variables) | what this climb has reached and nothing in it dominates |
+| ``queue`` | (n, variables) | neighbours of one of them still to be evaluated, in random order |
 
-The first better neighbour is taken (their ``query_until_lower``). Several objectives are
-made one by a weighted Chebyshev distance: the largest weighted shortfall from the best
-value seen, in units of the range seen; the weights are drawn anew for every climb. With
-one objective that is the objective. Feasible candidates are better than infeasible ones,
-and of those the one that exceeds the limits least.
+The first neighbour that enters the archive is climbed to (``query_until_lower`` of White et
+al.), and what it dominates leaves. When the neighbours of one are used up, another of the
+archive is taken, and when all are, a random start with an archive of its own. With one
+objective the archive is where the climb stands. A feasible candidate dominates every
+infeasible one, and of those the one that exceeds the limits less dominates.
 
 Deliberate difference: what was evaluated before is never evaluated again by a climb, but
-climbed to at no cost if it is better.
+climbed to at no cost if it enters the archive.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias, final
-
-import numpy as np
 
 from nas.methods.ranking import Ranked
 from nas.methods.stepping import Sampling
@@ -35,7 +32,6 @@ from zoo.rng import derive_seed
 from zoo.spec import Architecture
 
 Choices: TypeAlias = tuple[int, ...]
-Height: TypeAlias = Callable[[Choices], tuple[float, float]]
 
 FRESH_STARTS = 64
 """Draws among which a start that was never evaluated is looked for."""
@@ -53,23 +49,20 @@ class LocalSearch(Sampling):
             candidates: Budget.
         """
         super().__init__(context, candidates)
-        self._here: Choices | None = None
+        self._archive: list[Choices] = []
         self._queue: list[Choices] = []
-        self._weights = [1.0] * len(context.objectives)
         self._known: dict[Choices, Ranked | None] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
-            "here": None if self._here is None else list(self._here),
+            "archive": [list(choices) for choices in self._archive],
             "queue": [list(choices) for choices in self._queue],
-            "weights": list(self._weights),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._here = None if state["here"] is None else tuple(state["here"])
+        self._archive = [tuple(choices) for choices in state["archive"]]
         self._queue = [tuple(choices) for choices in state["queue"]]
-        self._weights = list(state["weights"])
         self._known = {item.proposal: self._rank(item) for item in self._records}
 
     def _ask(self, seed: int) -> Choices:
@@ -79,17 +72,13 @@ class LocalSearch(Sampling):
     def _tell(self, ranked: Ranked | None) -> None:
         rng = random.Random(derive_seed(self._context.seed, "local-search", len(self._records)))
         self._known[self._asked] = ranked
-        if self._here is None:
-            drawn = [rng.expovariate(1.0) for _ in self._context.objectives]
-            self._weights = [weight / sum(drawn) for weight in drawn]
-        else:
-            self._queue = self._queue[1:]
-        if ranked is not None:
-            height = self._height([*self._scored, ranked])
-            if self._here is None or height(self._asked) > height(self._here):
-                self._climb(self._asked, height, rng)
+        self._queue = self._queue[1:]
+        if self._enters(self._asked):
+            self._climb(self._asked, rng)
         if not self._queue:
-            self._here = None
+            self._queue = self._elsewhere(rng)
+        if not self._queue:
+            self._archive = []
 
     def _forget(self) -> None:
         """Asking changes nothing."""
@@ -102,37 +91,48 @@ class LocalSearch(Sampling):
             choices = self._context.space.sample(rng).choices
         return choices
 
-    def _climb(self, to: Choices, height: Height, rng: random.Random) -> None:
-        """Stand at ``to``, or higher where known neighbours lead; queue the unknown ones."""
-        space = self._context.space
+    def _climb(self, to: Choices, rng: random.Random) -> None:
+        """Enter ``to``, and on from it whatever known neighbours enter; queue the unknown ones."""
         while True:
-            here = Architecture(space=space.describe(), choices=to)
-            around = [neighbour.choices for neighbour in space.neighbours(here)]
-            higher = [item for item in around if height(item) > height(to)]
-            if not higher:
+            self._archive = [item for item in self._archive if not self._dominates(to, item)]
+            self._archive.append(to)
+            entering = [item for item in self._neighbours(to) if self._enters(item)]
+            if not entering:
                 break
-            to = higher[0]
-        self._here = to
-        self._queue = [item for item in around if item not in self._known]
-        rng.shuffle(self._queue)
+            to = entering[0]
+        self._queue = self._unknown(to, rng)
 
-    def _height(self, scored: Sequence[Ranked]) -> Height:
-        """Return how good a known candidate is: feasible or not, then by what this climb wants.
+    def _elsewhere(self, rng: random.Random) -> list[Choices]:
+        """Return the unknown neighbours of some other one of the archive that has any."""
+        for item in rng.sample(self._archive, len(self._archive)):
+            unknown = self._unknown(item, rng)
+            if unknown:
+                return unknown
+        return []
 
-        What failed or was never evaluated is below everything.
-        """
-        sign = np.where(np.array(self._context.directions) == "maximize", -1.0, 1.0)
-        costs = np.array([item.values for item in scored if item.feasible]).reshape(-1, len(sign))
-        best = costs.min(axis=0, initial=np.inf)
-        worst = costs.max(axis=0, initial=-np.inf)
-        scale = np.array(self._weights) / np.where(worst > best, worst - best, 1.0)
+    def _unknown(self, choices: Choices, rng: random.Random) -> list[Choices]:
+        unknown = [item for item in self._neighbours(choices) if item not in self._known]
+        rng.shuffle(unknown)
+        return unknown
 
-        def height(choices: Choices) -> tuple[float, float]:
-            ranked = self._known.get(choices)
-            if ranked is None:
-                return -np.inf, -np.inf
-            if not ranked.feasible:
-                return -ranked.violation, -np.inf
-            return 0.0, -float((scale * (np.array(ranked.values) * sign - best)).max())
+    def _neighbours(self, choices: Choices) -> list[Choices]:
+        space = self._context.space
+        here = Architecture(space=space.describe(), choices=choices)
+        return [neighbour.choices for neighbour in space.neighbours(here)]
 
-        return height
+    def _enters(self, choices: Choices) -> bool:
+        """Say whether a candidate is known, not failed, and better somewhere than each other."""
+        return self._known.get(choices) is not None and not any(
+            self._dominates(item, choices, equal=True) for item in self._archive
+        )
+
+    def _dominates(self, one: Choices, other: Choices, *, equal: bool = False) -> bool:
+        """Say whether ``one`` is no worse in anything and better in something (or equal)."""
+        a, b = self._known[one], self._known[other]
+        assert a is not None
+        assert b is not None
+        if not (a.feasible and b.feasible):
+            return a.violation < b.violation or (equal and a.violation == b.violation)
+        signs = [1 if name == "maximize" else -1 for name in self._context.directions]
+        gains = [s * (x - y) for s, x, y in zip(signs, a.values, b.values, strict=True)]
+        return min(gains) >= 0 and (equal or max(gains) > 0)
