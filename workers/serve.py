@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serving.api import ApiSettings, create_app
 from serving.api import serve as serve_api
-from serving.engine import Engine, EngineLimits
+from serving.hosting import host_engine
 from serving.runners.devices import resolve
 from workers.embedded import EmbeddedWorker
 from workers.protocols import JobQueue
@@ -59,7 +59,7 @@ def serve(
             stack.callback(worker.stop)
             worker.start()
             queue = queue or worker
-        engine = Engine(device=resolve(device), limits=EngineLimits())
+        engine = host_engine(resolve(device))
         stack.callback(engine.close)
         if pages_port is not None:
             stack.enter_context(_pages(settings, pages_port))

@@ -45,7 +45,8 @@ class RegularizedEvolution(Sampling):
         Args:
             context: Space, evaluator, objectives, limits and seed.
             candidates: Budget, duplicates included.
-            population: Candidates alive; a tenth of the budget, from 4 to 100, if None.
+            population: Candidates alive; if None, a tenth of the budget, a quarter with
+                several objectives, from 4 to 100.
             tournament: Candidates of whom the best is mutated; a quarter of the
                 population, from 2 to 10, if None.
 
@@ -53,7 +54,8 @@ class RegularizedEvolution(Sampling):
             InvalidInputError: A number is below 1.
         """
         super().__init__(context, candidates)
-        self._population = population or min(100, max(4, candidates // 10))
+        share = 10 if len(context.objectives) == 1 else 4
+        self._population = population or min(100, max(4, candidates // share))
         self._tournament = tournament or min(10, max(2, self._population // 4))
         for name, value in (("population", population), ("tournament", tournament)):
             if value is not None and (isinstance(value, bool) or value < 1):

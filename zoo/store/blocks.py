@@ -9,8 +9,9 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from zoo.errors import ForbiddenError, NotFoundError
+from zoo.names import check_alias
 from zoo.spec import Block, Chain
-from zoo.store.block_rows import block_of, chains_of, check_alias, find_block, find_chain
+from zoo.store.block_rows import block_of, chains_of, find_block, find_chain
 from zoo.store.findings import BlockFindings
 from zoo.store.job_rows import document
 from zoo.store.listings import list_blocks, list_chains

@@ -152,6 +152,12 @@ def _final_jobs() -> Select[str]:
     return select(JobRow.id).where(JobRow.state.in_([str(state) for state in FINAL]))
 
 
+def refers(session: Session, digest: str) -> bool:
+    """Say whether a block, a chain or a checkpoint refers to a file."""
+    columns = (BlockRow.weights, ChainRow.onnx, CheckpointRow.digest)
+    return any(session.scalar(select(exists().where(column == digest))) for column in columns)
+
+
 def _kept_files(session: Session, unused_blocks: set[str]) -> set[str]:
     blocks = session.execute(select(BlockRow.id, BlockRow.weights))
     kept = {weights for block_id, weights in blocks if block_id not in unused_blocks}

@@ -88,6 +88,9 @@ class SqlJobs(JobRecords):
             statement = statement.where(JobRow.state == str(query.state))
         if query.owner is not None:
             statement = statement.where(JobRow.owner == query.owner)
+        if query.device is not None:
+            wanted = (query.device,) if isinstance(query.device, str) else query.device
+            statement = statement.where(JobRow.device.in_(wanted))
         with self._database.read() as session:
             return fetch_page(
                 session,

@@ -259,6 +259,10 @@ class JobStore(Protocol):
     def save_checkpoint(self, job_id: str, token: int, digest: str, step: int) -> None:
         """Record the newest checkpoint (a file digest); the one before it is kept too.
 
+        The file of one that is dropped is deleted, unless something else refers to it.
+        A later ``step`` than the last one's is progress: ``attempt`` is set back to 1, so
+        that a long job which advances between kills is never quarantined.
+
         Raises:
             StaleTokenError: The lease was taken over.
         """
@@ -279,6 +283,9 @@ class JobStore(Protocol):
         self, job_id: str | None = None, *, owner: str | None = None
     ) -> Mapping[str, float]:
         """Return ``{"candidates", "hits", "evaluations", "saved_s", "spent_s"}``.
+
+        A candidate is a hit, scored by what this job or another had evaluated before, or
+        an evaluation of its own, well ended or not. The seconds are device time.
 
         Args:
             job_id: Of this job alone.
@@ -341,15 +348,15 @@ class DeviceStore(Protocol):
         """Return the device with this id or name."""
 
     def acquire(
-        self, device: str, holder: str, mode: Literal["shared", "exclusive"], *, lease_s: float
+        self, place: str, holder: str, mode: Literal["shared", "exclusive"], *, lease_s: float
     ) -> bool:
-        """Try to take the device: many train (shared), one measures (exclusive) alone.
+        """Try to take a ``Device.place``: many train (shared), one measures (exclusive) alone.
 
         An exclusive request that fails is remembered for ``lease_s`` and keeps new
         shared holders out, so that measuring is never starved. Acquiring again extends.
         """
 
-    def release(self, device: str, holder: str) -> None: ...
+    def release(self, place: str, holder: str) -> None: ...
 
 
 class KeyStore(Protocol):

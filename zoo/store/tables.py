@@ -249,12 +249,21 @@ class DeviceRow(Row):
     seen_at: Mapped[datetime]
 
 
+class PlaceRow(Row):
+    """One piece of hardware; two devices with one fingerprint are two places."""
+
+    __tablename__ = "places"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seen_at: Mapped[datetime]
+
+
 class DeviceLeaseRow(Row):
-    """One holder's lease on a device; not ``granted`` means that it waits for it alone."""
+    """One holder's lease on a place; not ``granted`` means that it waits for it alone."""
 
     __tablename__ = "device_leases"
 
-    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    place: Mapped[str] = mapped_column(ForeignKey("places.id"), primary_key=True)
     holder: Mapped[str] = mapped_column(primary_key=True)
     mode: Mapped[str] = mapped_column(primary_key=True)
     granted: Mapped[bool]

@@ -54,11 +54,15 @@ class ChainQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class JobQuery:
-    """Typed filters on jobs, newest first."""
+    """Typed filters on jobs, newest first.
+
+    ``device`` is a device id or name that the job asks for, or several of them.
+    """
 
     kind: JobKind | None = None
     state: JobState | None = None
     owner: str | None = None
+    device: str | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
