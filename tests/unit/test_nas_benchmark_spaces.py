@@ -17,7 +17,8 @@ from nas.spaces.categorical import CategoricalSpace
 from nas.spaces.nasbench101 import Cell, NasBench101Space
 from nas.spaces.nasbench201 import NasBench201Space, cell_text, parse_cell
 from nas.spaces.nats_size import NatsSizeSpace
-from zoo.builders import build
+from serving.runners.onnx_export import export_onnx
+from zoo.builders import build, build_chain
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
 from zoo.families import nasbench101, nasbench201, nasbench_macro
 from zoo.families.nasbench101 import OPERATIONS, vertex_channels
@@ -238,3 +239,34 @@ def test_a_spec_that_promises_another_shape_is_refused(spec: BlockSpec) -> None:
     wrong = TensorSpec(shape=(3, 1, 1))
     with pytest.raises(IncompatibleShapeError, match="but its spec says"):
         build(BlockSpec(op=spec.op, params=spec.params, inputs=spec.inputs, outputs=(wrong,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "text"),
+    [
+        ("nas-bench-101", {"channels": 9, "cells": 1}, "maxpool3x3(0) output(0,1)"),
+        (
+            "nas-bench-201",
+            {"channels": 4, "cells": 1},
+            "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+        ),
+        ("nas-bench-macro", {"channels": 4}, "00021010"),
+        ("nats-bench-size", {"widths": [4, 6]}, "4:6:4:6:6"),
+    ],
+)
+def test_networks_train_and_can_be_exported(name: str, params: Any, text: str) -> None:
+    """Also the NAS-Bench-201 cell of no operation at all, whose logits are constant."""
+    space = make_space(name, params)
+    assert isinstance(space, CategoricalSpace)
+    architecture = space.parse(text)
+    inputs = TensorSpec(shape=(1, 8, 8))
+    specs = space.blocks(architecture, inputs=inputs, num_classes=3)
+    network = build_chain(specs, seed=0).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    logits = network(images)
+    assert isinstance(logits, torch.Tensor)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    optimizer.step()
+    # The export is checked against PyTorch before it is returned.
+    assert export_onnx(network.eval(), specs[0].inputs, specs[-1].outputs)
