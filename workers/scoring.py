@@ -3,7 +3,8 @@
 A candidate's scores are kept under two keys. Training is keyed by what the network
 computes (its functional signature) and everything that determines its scores; latency by
 the same signature, the device, the runtime and the batch size. So a search for another
-device reuses all training, and a measurement is never repeated.
+device reuses all training, and a measurement is never repeated. Scores that an evaluator
+looks up are kept by architecture, and nothing is measured beside them.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class Scorer:
             "evaluator": request.evaluator.model_dump(),
             "terms": head["describe"],
         }
+        self._looks_up = bool(head["looks_up"])
         self._ledger = ledger
         recorded = context.store.jobs.candidates(context.job.id, arm=arm)
         self._recorded = {item.number: item for item in recorded}
@@ -229,7 +231,7 @@ class Scorer:
         )
         used = [(trained, reused)]
         metrics = dict(trained.metrics)
-        if "latency_ms" not in metrics:  # an evaluator may know it, from a table say
+        if "latency_ms" not in metrics and not self._looks_up:
             timed, known = self._once(
                 {"latency": self._latency_terms(), "signature": signature, **unique},
                 info | {"kind": "latency"},
@@ -283,6 +285,8 @@ class Scorer:
             session.check()
 
     def _signature(self, architecture: Architecture) -> str:
+        if self._looks_up:
+            return f"architecture-{architecture.id}"
         args = {"architecture": architecture.to_json(), "data": self._request.data}
         with self._context.session.device(self._training, "shared"):
             head = self._context.call("signature", args, limits=self._limits()).head

@@ -161,6 +161,20 @@ def test_a_spec_file_is_overruled_by_options(tmp_path: Path, blockyard: Any) -> 
     assert spec["limits"] == [{"metric": "latency_ms", "max": 3, "min": None}]
 
 
+def test_a_search_over_a_table_names_its_evaluator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run([
+        "--url", f"sqlite:///{tmp_path}/zoo.db", "search", "run", "-m", "evolution",
+        "--space", "nas-bench-201", "--data", "digits", "-e", "tabular", "-E", "device=pixel3",
+        "--winners", "0", "--detach", "--json",
+    ])  # fmt: skip
+    assert code == 0
+    spec = json.loads(capsys.readouterr().out)["spec"]
+    assert spec["evaluator"] == {"name": "tabular", "params": {"device": "pixel3"}}
+    assert spec["winners"] == 0
+
+
 def test_a_spec_file_may_name_its_parts_by_their_names_alone(
     tmp_path: Path, blockyard: Any
 ) -> None:
