@@ -19,10 +19,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from zoo.canonical import content_id
 from zoo.spec import TensorSpec
 
 INPUT, SUM, CONCAT, ZERO, IDENTITY = "input", "sum", "concat", "zero", "identity"
@@ -36,12 +37,15 @@ class Vertex:
 
     ``op`` names all that it computes but its weights. ``make`` builds its module; it is
     None for the structural operations. ``parametric`` operations have weights of their own.
+    ``offset``: in the real network its last step is a normalisation with a learned offset
+    that the drawing leaves out.
     """
 
     op: str
     inputs: tuple[int, ...] = ()
     make: Callable[[], nn.Module] | None = None
     parametric: bool = False
+    offset: bool = False
 
 
 @dataclass
@@ -75,9 +79,14 @@ class Graph:
         return self._put(Vertex(CONCAT, parts))
 
     def apply(
-        self, op: str, make: Callable[[], nn.Module], *inputs: int, parametric: bool = True
+        self,
+        op: str,
+        make: Callable[[], nn.Module],
+        *inputs: int,
+        parametric: bool = True,
+        offset: bool = False,
     ) -> int:
-        return self._put(Vertex(op, inputs, make, parametric))
+        return self._put(Vertex(op, inputs, make, parametric, offset))
 
     def _put(self, vertex: Vertex) -> int:
         self.vertices.append(vertex)
@@ -113,9 +122,18 @@ def canonical(graph: Graph) -> list[CanonicalVertex]:
             inputs.sort()
         key = f"{ancestry[old].hex()}/{seen[ancestry[old]]}"
         seen[ancestry[old]] += 1
-        moved = Vertex(vertex.op, tuple(inputs), vertex.make, vertex.parametric)
+        moved = replace(vertex, inputs=tuple(inputs))
         result.append(CanonicalVertex(moved, key))
     return result
+
+
+def drawing_key(graph: Graph) -> str:
+    """Return a digest of the canonical drawing; of equal ones the networks are equal.
+
+    Networks of different digests may still be equal: this memoises, it does not decide.
+    """
+    order = [[item.vertex.op, list(item.vertex.inputs)] for item in canonical(graph)]
+    return content_id([graph.inputs.to_json(), order])
 
 
 def _simplify(vertices: Sequence[Vertex]) -> list[Vertex]:
@@ -134,7 +152,7 @@ def _simplify(vertices: Sequence[Vertex]) -> list[Vertex]:
         signature = (vertex.op, inputs)
         if vertex.parametric or vertex.op == INPUT or signature not in known:
             known[signature] = len(result)
-            result.append(Vertex(vertex.op, inputs, vertex.make, vertex.parametric))
+            result.append(replace(vertex, inputs=inputs))
             place.append(len(result) - 1)
         else:
             place.append(known[signature])
@@ -159,12 +177,7 @@ def _live(vertices: Sequence[Vertex]) -> list[Vertex]:
             reached.update(vertices[at].inputs)
     place = {old: new for new, old in enumerate(sorted(reached))}
     return [
-        Vertex(
-            vertices[old].op,
-            tuple(place[at] for at in vertices[old].inputs),
-            vertices[old].make,
-            vertices[old].parametric,
-        )
+        replace(vertices[old], inputs=tuple(place[at] for at in vertices[old].inputs))
         for old in place
     ]
 
