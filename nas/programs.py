@@ -13,11 +13,15 @@ from functools import partial, reduce
 from operator import add
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas.graph import CONCAT, INPUT, SUM, ZERO, Graph, Vertex
 from zoo.signature import projections
+
+
+_ROUNDING = 2.0**-32
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Drawing:
     def __init__(self, graph: Graph) -> None:
         self._vertices = graph.vertices
         self._modules = [_take(vertex) if vertex.make else None for vertex in graph.vertices]
-        self._orders: dict[int, list[int]] = {}
+        self._orders: dict[int, list[list[int]]] = {}
         self.silent: list[Tensor] = []
         self.sites = [
             Site(f"{vertex.op}/{name}/{list(tensor.shape)}", tensor)
@@ -83,19 +87,28 @@ class Drawing:
             elif vertex.op == SUM:
                 values.append(reduce(add, inputs))
             elif vertex.op == CONCAT:
-                values.append(torch.cat([inputs[part] for part in self._order(at, inputs)], dim=1))
+                values.append(self._concat(at, inputs))
             elif vertex.op == ZERO:
                 values.append(torch.zeros_like(inputs[0]))
             else:
                 values.append(inputs[0])
         return values[-1]
 
-    def _order(self, at: int, parts: list[Tensor]) -> list[int]:
-        """Return the parts' order by what is in them; their place in the drawing is nothing."""
+    def _concat(self, at: int, parts: list[Tensor]) -> Tensor:
+        """Put parts in the order of what is in them; their place in the drawing is nothing.
+
+        Parts that are equal stand for each other: each place has their mean, so that no
+        gradient tells them apart either.
+        """
         if at not in self._orders:
-            weights = [projections(part, 2).tolist() for part in parts]
-            self._orders[at] = sorted(range(len(parts)), key=weights.__getitem__)
-        return self._orders[at]
+            self._orders[at] = _alike(parts)
+        slots = []
+        for group in self._orders[at]:
+            first = parts[group[0]]
+            if len(group) > 1:
+                first = torch.stack([parts[part] for part in group]).mean(0)
+            slots += [first] * len(group)
+        return torch.cat(slots, dim=1)
 
 
 class Built:
@@ -112,6 +125,20 @@ class Built:
         torch.default_generator.manual_seed(0)  # of dropout
         result: Tensor = self._module(images)
         return result
+
+
+def _alike(parts: list[Tensor]) -> list[list[int]]:
+    """Return the positions of parts in the order of their values, equal parts together."""
+    weights = np.stack([projections(part, 2) for part in parts])
+    order = sorted(range(len(parts)), key=lambda at: tuple(weights[at]))
+    groups = [order[:1]]
+    for at in order[1:]:
+        alike = np.allclose(weights[at], weights[groups[-1][0]], rtol=_ROUNDING, atol=0)
+        if alike:
+            groups[-1].append(at)
+        else:
+            groups.append([at])
+    return groups
 
 
 _spare: defaultdict[Hashable, list[nn.Module]] = defaultdict(list)
