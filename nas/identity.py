@@ -30,7 +30,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -84,10 +84,10 @@ class Identity:
 
 def network_signature(
     space: SearchSpace, architecture: Architecture, *, inputs: TensorSpec, num_classes: int
-) -> str:
-    """Return the key of ``identify``, for where no hit is trusted on its strength."""
-    found = identify(space, architecture, inputs=inputs, num_classes=num_classes)
-    return found.signature.key
+) -> Signature:
+    """Return the functional hash of ``architecture``: ``identify`` without the proof."""
+    with _program(space, architecture, inputs, num_classes) as (program, images):
+        return _signature(_Settled(program, images, seed=0), ORDER)
 
 
 def identify(
@@ -110,28 +110,8 @@ def identify(
         InvalidInputError: The architecture is not of this space, or its network does not
             run on ``inputs``.
     """
-    with _own_generator():
-        try:
-            if isinstance(space, GraphSpace):
-                graph = space.graph(architecture, inputs=inputs, num_classes=num_classes)
-                return identify_graph(graph)
-            module = space.build(architecture, inputs=inputs, num_classes=num_classes)
-            return identify_program(Built(module), inputs)
-        except (RuntimeError, ValueError) as error:
-            raise InvalidInputError(
-                f"{space.summary(architecture)} does not run on images of "
-                f"{list(inputs.shape)}: {error}"
-            ) from error
-
-
-def identify_graph(graph: Graph) -> Identity:
-    """Return what the network of a drawing is known by."""
-    with _own_generator():
-        program = Drawing(graph)
-        try:
-            return identify_program(program, graph.inputs)
-        finally:
-            program.close()
+    with _program(space, architecture, inputs, num_classes) as (program, images):
+        return identify_program(program, images)
 
 
 def identify_program(
@@ -148,35 +128,57 @@ def identify_program(
     Raises:
         RuntimeError: The network does not run on such images.
     """
-    run = _Run(program, inputs, seed=seed)
-    marks = run.settle()
-    outputs, silent = run.train(marks, order)
+    settled = _Settled(program, inputs, seed=seed)
+    outputs, silent = settled.train(order, seed=derive_seed(seed, "proof"))
+    values = np.concatenate([projections(item) for item in outputs])
+    proof = Proof(
+        probe=content_id([VERSION, seed, list(order), inputs.to_json()]),
+        values=tuple(np.where(np.abs(values) <= _FLOOR, 0.0, values).tolist()),
+        learns_constant=silent,
+    )
+    return Identity(signature=_signature(settled, order), proof=proof)
+
+
+def _signature(settled: _Settled, order: Sequence[int]) -> Signature:
+    outputs, _ = settled.train(order, seed=settled.seed)
     digest, alternates = hash_tensors(outputs, mantissa_bits=MANTISSA_BITS, floor=_FLOOR)
     prefix = f"nn{VERSION}-m{MANTISSA_BITS}-"
-    again, _ = _Run(program, inputs, seed=derive_seed(seed, "proof")).train(marks, order)
-    values = np.concatenate([projections(item) for item in again])
-    return Identity(
-        signature=Signature(
-            key=prefix + digest, alternates=tuple(prefix + other for other in alternates)
-        ),
-        proof=Proof(
-            probe=content_id([VERSION, seed, list(order), inputs.to_json()]),
-            values=tuple(np.where(np.abs(values) <= _FLOOR, 0.0, values).tolist()),
-            learns_constant=silent,
-        ),
-    )
+    return Signature(key=prefix + digest, alternates=tuple(prefix + other for other in alternates))
 
 
-class _Run:
-    """One network on one set of images and targets."""
+@contextmanager
+def _program(
+    space: SearchSpace, architecture: Architecture, inputs: TensorSpec, num_classes: int
+) -> Iterator[tuple[Program, TensorSpec]]:
+    """Make what is to be run, and the images that it takes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(VERSION, "buffers"))
+        try:
+            if isinstance(space, GraphSpace):
+                graph = space.graph(architecture, inputs=inputs, num_classes=num_classes)
+                with closing(Drawing(graph)) as drawing:
+                    yield drawing, graph.inputs
+            else:
+                module = space.build(architecture, inputs=inputs, num_classes=num_classes)
+                yield Built(module), inputs
+        except (RuntimeError, ValueError) as error:
+            raise InvalidInputError(
+                f"{space.summary(architecture)} does not run on images of "
+                f"{list(inputs.shape)}: {error}"
+            ) from error
+
+
+class _Settled:
+    """A network with weights by content."""
 
     def __init__(self, program: Program, inputs: TensorSpec, *, seed: int) -> None:
+        self.seed = seed
         self._program = program
         self._sites = program.sites
         self._inputs = inputs
-        self._seed = seed
+        self._marks = self._settle()
 
-    def settle(self) -> list[bytes]:
+    def _settle(self) -> list[bytes]:
         """Return a mark for every site, so that sites of one content and mark are exchangeable.
 
         Sites without effect keep whatever mark they have.
@@ -198,7 +200,7 @@ class _Run:
         while True:
             self._fill(marks)
             self._program.forget()
-            logits, loss, images = self._forward(0)
+            logits, loss, images = self._forward(0, self.seed)
             image, *gradients = _gradients(loss, [images, *self._tensors()])
             groups: defaultdict[tuple[str, bytes], list[int]] = defaultdict(list)
             largest = max(
@@ -219,12 +221,12 @@ class _Run:
                 key, _ = hash_tensors([logits, image], mantissa_bits=_COLOUR_BITS, floor=_FLOOR)
                 return marks, key, ties
 
-    def train(self, marks: Sequence[bytes], order: Sequence[int]) -> tuple[list[Tensor], bool]:
+    def train(self, order: Sequence[int], *, seed: int) -> tuple[list[Tensor], bool]:
         """Return logits and image gradient after training, and whether a constant is learned."""
-        self._fill(marks)
+        self._fill(self._marks)
         self._program.forget()
         for batch in order:
-            _, loss, _ = self._forward(batch)
+            _, loss, _ = self._forward(batch, seed)
             gradients = _gradients(loss, self._tensors())
             norm = math.sqrt(sum(float(item.square().sum()) for item in gradients))
             if norm > 0 and math.isfinite(norm):
@@ -232,7 +234,7 @@ class _Run:
                 with torch.no_grad():
                     for tensor, gradient in zip(self._tensors(), gradients, strict=True):
                         tensor -= step * gradient
-        logits, loss, images = self._forward(-1)
+        logits, loss, images = self._forward(-1, seed)
         silent = list(self._program.silent)
         image, *offsets = _gradients(loss, [images, *silent])
         return [logits.detach(), image], any(bool(item.any()) for item in offsets)
@@ -245,10 +247,10 @@ class _Run:
             for site, mark in zip(self._sites, marks, strict=True):
                 site.tensor.copy_(_weights(site.content, mark, tuple(site.tensor.shape)))
 
-    def _forward(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        images = _images(self._inputs, self._seed, batch).requires_grad_()
+    def _forward(self, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        images = _images(self._inputs, seed, batch).requires_grad_()
         logits = self._program(images)
-        target = _uniform(tuple(logits.shape), derive_seed(self._seed, "target", batch))
+        target = _uniform(tuple(logits.shape), derive_seed(seed, "target", batch))
         return logits, (logits - target).square().mean() / 2, images
 
 
@@ -289,11 +291,3 @@ def _uniform(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def _digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
-
-
-@contextmanager
-def _own_generator() -> Iterator[None]:
-    """Leave the global generator where it was; buffers that a module draws come from here."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(VERSION, "buffers"))
-        yield

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from nas.graph import CONCAT, INPUT, SUM, ZERO, Graph, Vertex
 from zoo.signature import projections
 
-
 _ROUNDING = 2.0**-32
 
 
