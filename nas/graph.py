@@ -63,20 +63,20 @@ class Graph:
     vertices: list[Vertex] = field(default_factory=list)
 
     def input(self) -> int:
-        return self._put(Vertex(INPUT))
+        return self.put(Vertex(INPUT))
 
     def zero(self, like: int) -> int:
         """Put zeros of the shape of ``like``: no connection."""
-        return self._put(Vertex(ZERO, (like,)))
+        return self.put(Vertex(ZERO, (like,)))
 
     def identity(self, vertex: int) -> int:
-        return self._put(Vertex(IDENTITY, (vertex,)))
+        return self.put(Vertex(IDENTITY, (vertex,)))
 
     def add(self, *terms: int) -> int:
-        return self._put(Vertex(SUM, terms))
+        return self.put(Vertex(SUM, terms))
 
     def concat(self, *parts: int) -> int:
-        return self._put(Vertex(CONCAT, parts))
+        return self.put(Vertex(CONCAT, parts))
 
     def apply(
         self,
@@ -86,9 +86,10 @@ class Graph:
         parametric: bool = True,
         offset: bool = False,
     ) -> int:
-        return self._put(Vertex(op, inputs, make, parametric, offset))
+        return self.put(Vertex(op, inputs, make, parametric, offset))
 
-    def _put(self, vertex: Vertex) -> int:
+    def put(self, vertex: Vertex) -> int:
+        """Put a vertex as it is."""
         self.vertices.append(vertex)
         return len(self.vertices) - 1
 
@@ -170,12 +171,17 @@ def _terms(inputs: tuple[int, ...], vertices: Sequence[Vertex]) -> list[int]:
     return terms
 
 
-def _live(vertices: Sequence[Vertex]) -> list[Vertex]:
-    reached = {len(vertices) - 1}
+def reached(vertices: Sequence[Vertex]) -> set[int]:
+    """Return the positions from which an edge leads on to the output, and the output's."""
+    found = {len(vertices) - 1}
     for at in range(len(vertices) - 1, -1, -1):
-        if at in reached:
-            reached.update(vertices[at].inputs)
-    place = {old: new for new, old in enumerate(sorted(reached))}
+        if at in found:
+            found.update(vertices[at].inputs)
+    return found
+
+
+def _live(vertices: Sequence[Vertex]) -> list[Vertex]:
+    place = {old: new for new, old in enumerate(sorted(reached(vertices)))}
     return [
         replace(vertices[old], inputs=tuple(place[at] for at in vertices[old].inputs))
         for old in place

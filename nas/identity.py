@@ -90,6 +90,12 @@ def network_signature(
         return _signature(_Settled(program, images, seed=0), ORDER)
 
 
+def graph_signature(graph: Graph) -> Signature:
+    """Return the functional hash of a drawing; its vertices may be in any order."""
+    with torch.random.fork_rng(devices=[]), closing(Drawing(graph)) as drawing:
+        return _signature(_Settled(drawing, graph.inputs, seed=0), ORDER)
+
+
 def identify(
     space: SearchSpace, architecture: Architecture, *, inputs: TensorSpec, num_classes: int
 ) -> Identity:
@@ -233,7 +239,7 @@ class _Settled:
                 step = LEARNING_RATE / max(1.0, norm)
                 with torch.no_grad():
                     for tensor, gradient in zip(self._tensors(), gradients, strict=True):
-                        tensor -= step * gradient
+                        tensor.sub_(gradient, alpha=step)
         logits, loss, images = self._forward(-1, seed)
         silent = list(self._program.silent)
         image, *offsets = _gradients(loss, [images, *silent])

@@ -3,7 +3,8 @@
 A candidate's scores are kept under two keys. Training is keyed by what the network
 computes (its functional signature) and everything that determines its scores; latency by
 the same signature, the device, the runtime and the batch size. So a search for another
-device reuses all training, and a measurement is never repeated.
+device reuses all training, and a measurement is never repeated. What is found under a
+signature but was made of another architecture is used only if the hit is confirmed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workers.confirmation import Known, compare
 from workers.context import JobContext
 from workers.session import numbers
 from workers.supervisor import Limits
@@ -113,8 +115,8 @@ class Scorer:
         recorded = context.store.jobs.candidates(context.job.id)
         self._recorded = {item.number: item for item in recorded if item.arm is arm}
         self._seen = {item.signature for item in recorded if item.state is CandidateState.EVALUATED}
-        self._poison = {
-            item.signature: item.reason
+        self._poison: dict[str, tuple[str, Known | None, str]] = {
+            item.signature: (item.reason or "failed", None, item.architecture_id)
             for item in recorded
             if item.state is CandidateState.FAILED and item.signature
         }
@@ -163,14 +165,13 @@ class Scorer:
 
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
         self._put(candidate)
+        known: Known | None = None
         try:
-            signature = self._persistently(lambda: self._signature(architecture))
+            known = self._persistently(lambda: self._known(architecture))
+            signature = known.found_in(self._context.store.evaluations)
             candidate = dataclasses.replace(candidate, signature=signature)
-            if signature in self._poison:
-                raise TrainerError(
-                    f"computes the same as one that failed: {self._poison[signature]}"
-                )
-            done = self._scored(candidate, architecture, signature)
+            self._refuse_poison(signature, known)
+            done = self._scored(candidate, architecture, known)
         except (TrainerError, InvalidInputError, RunnerError, CorruptArtifactError) as error:
             done = dataclasses.replace(
                 candidate, state=CandidateState.FAILED, reason=str(error), feasible=False
@@ -179,29 +180,38 @@ class Scorer:
                 f"candidate {candidate.number} failed: {error}", level="warning"
             )
             if done.signature:
-                self._poison.setdefault(done.signature, done.reason)
+                reason = done.reason or "failed"
+                self._poison.setdefault(done.signature, (reason, known, architecture.id))
         self._put(done)
         if done.state is CandidateState.EVALUATED:
             self._seen.add(done.signature)
         return done
 
-    def _scored(
-        self, candidate: Candidate, architecture: Architecture, signature: str
-    ) -> Candidate:
+    def _refuse_poison(self, signature: str, known: Known) -> None:
+        """Refuse a network that failed before, under this or, confirmed, another architecture."""
+        reason, other, architecture_id = self._poison.get(signature, ("", None, ""))
+        same = architecture_id == known.architecture_id
+        if other is not None and other.proof is not None and not same:
+            same = compare(known.proof, other.proof.to_json()).confirmed
+        if same:
+            raise TrainerError(f"computes the same as one that failed: {reason}")
+
+    def _scored(self, candidate: Candidate, architecture: Architecture, known: Known) -> Candidate:
+        signature = str(candidate.signature)
         unique: dict[str, Json] = (
             {}
             if self._request.reuse
             else {"job": candidate.job, "arm": str(self._arm), "number": candidate.number}
         )
         info = {
-            "signature": signature,
-            "architecture": architecture.id,
+            **known.info(signature),
             "data": self._digest,
             "recipe": self._request.recipe.model_dump(),
         }
         trained, reused = self._once(
             {"scores": self._described, "signature": signature, **unique},
             info | {"kind": "training"},
+            known,
             lambda: self._train(architecture),
         )
         metrics, cost_s = dict(trained.metrics), trained.cost_s
@@ -209,6 +219,7 @@ class Scorer:
             timed, _ = self._once(
                 {"latency": self._latency_terms(), "signature": signature, **unique},
                 info | {"kind": "latency"},
+                known,
                 lambda: self._measure(architecture),
             )
             metrics |= timed.metrics
@@ -229,7 +240,11 @@ class Scorer:
         )
 
     def _once(
-        self, terms: Mapping[str, Json], info: dict[str, Any], compute: Callable[[], Evaluation]
+        self,
+        terms: Mapping[str, Json],
+        info: dict[str, Any],
+        known: Known,
+        compute: Callable[[], Evaluation],
     ) -> tuple[Evaluation, bool]:
         """Return the evaluation of a key and whether it was there: found, made or awaited."""
         key = content_id(plain(terms))
@@ -237,7 +252,11 @@ class Scorer:
         while True:
             found = evaluations.claim(key, job=session.job.id, lease_s=session.timing.lease_s)
             if isinstance(found, Evaluation):
-                return found, True
+                if self._trusted(known, key):
+                    return found, True
+                terms = {**terms, "architecture": known.architecture_id}
+                key = content_id(plain(terms))
+                continue
             if isinstance(found, Claimed):
                 with session.claim(key, found.token):
                     try:
@@ -255,6 +274,17 @@ class Scorer:
                 session.pause(session.timing.poll_s)
             session.check()
 
+    def _trusted(self, known: Known, key: str) -> bool:
+        certificate = known.matches(self._context.store.evaluations, key)
+        if certificate is None or certificate.confirmed:
+            return True
+        self._context.session.log(
+            f"a hit of the functional hash is not confirmed: {certificate.reason}; "
+            f"architecture {known.architecture_id} is evaluated by itself",
+            data={"evaluation": key, "certificate": certificate.to_json()},
+        )
+        return False
+
     def _persistently(self, compute: Callable[[], Any]) -> Any:
         """Try again after what may pass: a crash, a hang, memory that ran out."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -265,10 +295,10 @@ class Scorer:
                     raise type(error)(f"{error} ({attempt} attempts)") from error
         raise AssertionError("unreachable")
 
-    def _signature(self, architecture: Architecture) -> str:
+    def _known(self, architecture: Architecture) -> Known:
         args = {"architecture": architecture.to_json(), "data": self._request.data}
         head = self._context.call("signature", args, limits=self._limits()).head
-        return str(head["signature"])
+        return Known.from_json(architecture.id, head)
 
     def _train(self, architecture: Architecture) -> Evaluation:
         session = self._context.session

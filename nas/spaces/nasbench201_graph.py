@@ -56,7 +56,7 @@ def nasbench201_graph(
             if target == node:
                 terms.append(_draw(graph, name, states[source]))
         states.append(graph.add(*terms))
-    graph.apply(f"head {size}", partial(Head, num_classes), states[-1])
+    graph.apply(f"head of {size}", partial(Head, num_classes), states[-1])
     return graph
 
 
