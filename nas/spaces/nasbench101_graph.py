@@ -59,7 +59,7 @@ def nasbench101_graph(
         terms = [states[source] for source in sources[vertex] if source]
         if 0 in sources[vertex]:
             make = partial(ConvNormRelu, _INSIDE, _WIDTH, 1)
-            terms.append(graph.apply(f"projection 1/{parts}", make, x))
+            terms.append(graph.apply(f"projection to 1/{parts}", make, x))
         if name == "maxpool3x3":
             pool = partial(nn.MaxPool2d, 3, stride=1, padding=1)
             states.append(graph.apply(name, pool, graph.add(*terms), parametric=False))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.graph import Graph, canonical
+from nas.graph import Graph, drawing_key
 from nas.identity import network_signature
 from nas.spaces.darts import DartsSpace, Genotype
 from zoo.builders import build_chain
@@ -263,27 +263,24 @@ def test_repeated_operations_without_weights_are_one() -> None:
     assert drawn(shared) == drawn(repeated)
 
 
-def test_the_canonical_order_is_that_of_no_drawing() -> None:
-    def build(order: Sequence[int]) -> Graph:
+def test_drawings_that_differ_in_writing_alone_are_recognised() -> None:
+    def build(order: Sequence[int], dead: bool) -> Graph:
         graph = Graph(TensorSpec(shape=(2, 6, 6)))
         x = graph.input()
-        ends = {}
+        ends = []
         for at in order:
-            end = conv(graph, x)
+            end = graph.identity(conv(graph, x))
             for _ in range(at):
                 end = conv(graph, end)
-            ends[at] = end
-        graph.concat(*(ends[at] for at in sorted(order, key=lambda at: -at)))
+            ends.append(end)
+        if dead:
+            conv(graph, x)
+        graph.add(graph.zero(like=x), *ends)
         return graph
 
-    drawings = [canonical(build(order)) for order in permutations(range(3))]
-    shapes = {
-        tuple((item.key, item.vertex.op, item.vertex.inputs) for item in drawing)
-        for drawing in drawings
-    }
-    assert len(shapes) == 1
-    keys = [item.key for item in drawings[0]]
-    assert len(set(keys)) == len(keys)
+    drawings = [build(order, dead) for order in permutations(range(3)) for dead in (False, True)]
+    assert len({drawing_key(drawing) for drawing in drawings}) == 1
+    assert drawing_key(build(range(2), False)) != drawing_key(drawings[0])
 
 
 # Spaces that cannot draw themselves fall back to the built module.
