@@ -4,20 +4,22 @@ A candidate's scores are kept under two keys. Training is keyed by what the netw
 computes (its functional signature) and everything that determines its scores; latency by
 the same signature, the device, the runtime and the batch size. So a search for another
 device reuses all training, and a measurement is never repeated. What is found under a
-signature but was made of another architecture is used only if the hit is confirmed.
+signature but was made of another architecture is used only if the hit is confirmed; else
+the candidate is told apart, by its architecture behind its signature.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workers.confirmation import Known, compare
 from workers.context import JobContext
-from workers.session import numbers
+from workers.session import Session, numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json, content_id, plain
 from zoo.errors import (
@@ -25,11 +27,9 @@ from zoo.errors import (
     InvalidInputError,
     RunnerError,
     StaleTokenError,
-    TrainerCrashError,
     TrainerError,
-    TrainerTimeoutError,
 )
-from zoo.jobs import MAX_ATTEMPTS, Arm, Candidate, CandidateState, JobKind
+from zoo.jobs import Arm, Candidate, CandidateState, JobKind
 from zoo.schemas import SearchRequest
 from zoo.spec import Architecture, Device, Evaluation
 from zoo.store.protocols import Claimed
@@ -62,7 +62,8 @@ def load_facts(context: JobContext, data: str) -> Facts:
         MissingDataError: It is not there.
         UnknownNameError: No data set has this name.
     """
-    head = context.call("facts", {"data": data}).head
+    with context.session.device(context.training_device(), "shared"):
+        head = context.call("facts", {"data": data}).head
     return Facts(
         name=head["name"],
         digest=head["digest"],
@@ -73,6 +74,51 @@ def load_facts(context: JobContext, data: str) -> Facts:
         std=tuple(head["std"]),
         inputs=head["inputs"],
     )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a job's candidates have shown so far, shared by its arms.
+
+    ``scored`` are signatures, of which the job's first candidate paid for what this job
+    evaluated; ``poison`` is signature → who failed, and ``proofs`` is what is known of those.
+    """
+
+    scored: set[str]
+    poison: dict[str, Candidate]
+    proofs: dict[str, Known]
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate]) -> Ledger:
+        """Return what is on record."""
+        ledger = cls(set(), {}, {})
+        for candidate in candidates:
+            ledger.add(candidate)
+        return ledger
+
+    def add(self, candidate: Candidate) -> None:
+        """Learn how a candidate ended."""
+        if candidate.signature is None:
+            return
+        if candidate.state is CandidateState.EVALUATED:
+            self.scored.add(candidate.signature)
+        if candidate.state is CandidateState.FAILED:
+            self.poison.setdefault(candidate.signature, candidate)
+
+    def why_refused(self, signature: str, known: Known) -> str | None:
+        """Return why a network failed that is surely the same, or None if none did."""
+        failed = self.poison.get(signature)
+        if failed is None:
+            return None
+        other = self.proofs.get(signature)
+        same = failed.architecture_id == known.architecture_id
+        if not same and other is not None and other.proof is not None:
+            same = compare(known.proof, other.proof.to_json()).confirmed
+        return (failed.reason or "failed") if same else None
+
+
+class _UnconfirmedError(Exception):
+    """What was found under a signature is not surely of the same network."""
 
 
 class Scorer:
@@ -87,6 +133,7 @@ class Scorer:
         context: JobContext,
         request: SearchRequest,
         facts: Facts,
+        ledger: Ledger,
         *,
         arm: Arm = Arm.SEARCH,
         next_number: int = 0,
@@ -107,19 +154,15 @@ class Scorer:
             "seed": request.seed,
             "device": self._training.name,
         }
-        head = context.call("evaluator", self._args).head
+        with context.session.device(self._training, "shared"):
+            head = context.call("evaluator", self._args).head
         self._described: dict[str, Json] = {
             "evaluator": request.evaluator.model_dump(),
             "terms": head["describe"],
         }
-        recorded = context.store.jobs.candidates(context.job.id)
-        self._recorded = {item.number: item for item in recorded if item.arm is arm}
-        self._seen = {item.signature for item in recorded if item.state is CandidateState.EVALUATED}
-        self._poison: dict[str, tuple[str, Known | None, str]] = {
-            item.signature: (item.reason or "failed", None, item.architecture_id)
-            for item in recorded
-            if item.state is CandidateState.FAILED and item.signature
-        }
+        self._ledger = ledger
+        recorded = context.store.jobs.candidates(context.job.id, arm=arm)
+        self._recorded = {item.number: item for item in recorded}
 
     @property
     def target(self) -> Device:
@@ -164,37 +207,34 @@ class Scorer:
         )
 
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
+        session = self._context.session
+        begun = candidate.attempt + 1 - session.faults
+        candidate = dataclasses.replace(candidate, attempt=candidate.attempt + 1)
         self._put(candidate)
         known: Known | None = None
         try:
-            known = self._persistently(lambda: self._known(architecture))
+            known = self._known(architecture)
             signature = known.found_in(self._context.store.evaluations)
             candidate = dataclasses.replace(candidate, signature=signature)
-            self._refuse_poison(signature, known)
-            done = self._scored(candidate, architecture, known)
+            if (why := self._ledger.why_refused(signature, known)) is not None:
+                raise TrainerError(f"computes the same as one that failed: {why}")
+            try:
+                done = self._scored(candidate, architecture, known)
+            except _UnconfirmedError:
+                own = f"{signature}-{architecture.id}"
+                candidate = dataclasses.replace(candidate, signature=own)
+                done = self._scored(candidate, architecture, known)
         except (TrainerError, InvalidInputError, RunnerError, CorruptArtifactError) as error:
             done = dataclasses.replace(
                 candidate, state=CandidateState.FAILED, reason=str(error), feasible=False
             )
-            self._context.session.log(
-                f"candidate {candidate.number} failed: {error}", level="warning"
-            )
-            if done.signature:
-                reason = done.reason or "failed"
-                self._poison.setdefault(done.signature, (reason, known, architecture.id))
+            session.log(f"candidate {candidate.number} failed: {error}", level="warning")
+            if known is not None and candidate.signature:
+                self._ledger.proofs.setdefault(candidate.signature, known)
+        done = dataclasses.replace(done, attempt=begun + session.faults)
         self._put(done)
-        if done.state is CandidateState.EVALUATED:
-            self._seen.add(done.signature)
+        self._ledger.add(done)
         return done
-
-    def _refuse_poison(self, signature: str, known: Known) -> None:
-        """Refuse a network that failed before, under this or, confirmed, another architecture."""
-        reason, other, architecture_id = self._poison.get(signature, ("", None, ""))
-        same = architecture_id == known.architecture_id
-        if other is not None and other.proof is not None and not same:
-            same = compare(known.proof, other.proof.to_json()).confirmed
-        if same:
-            raise TrainerError(f"computes the same as one that failed: {reason}")
 
     def _scored(self, candidate: Candidate, architecture: Architecture, known: Known) -> Candidate:
         signature = str(candidate.signature)
@@ -212,20 +252,24 @@ class Scorer:
             {"scores": self._described, "signature": signature, **unique},
             info | {"kind": "training"},
             known,
-            lambda: self._train(architecture),
+            lambda: self._train(candidate, architecture),
         )
-        metrics, cost_s = dict(trained.metrics), trained.cost_s
+        used = [(trained, reused)]
+        metrics = dict(trained.metrics)
         if "latency_ms" not in metrics:  # an evaluator may know it, from a table say
-            timed, _ = self._once(
+            timed, found = self._once(
                 {"latency": self._latency_terms(), "signature": signature, **unique},
                 info | {"kind": "latency"},
                 known,
                 lambda: self._measure(architecture),
             )
             metrics |= timed.metrics
-            cost_s += timed.cost_s
-        ours = trained.job == candidate.job and signature not in self._seen
-        hit = reused and not ours
+            used.append((timed, found))
+        # What the job's first candidate of this signature finds, the job had paid for before
+        # it was interrupted.
+        first = signature not in self._ledger.scored
+        spared = [was and not (first and it.job == candidate.job) for it, was in used]
+        saved_s = sum(it.cost_s for (it, _), free in zip(used, spared, strict=True) if free)
         return dataclasses.replace(
             candidate,
             state=CandidateState.EVALUATED,
@@ -234,9 +278,9 @@ class Scorer:
                 limit.metric in metrics and limit.holds(metrics[limit.metric])
                 for limit in self._request.limits
             ),
-            reused_from=trained.job if hit else None,
-            saved_s=trained.cost_s if hit else 0.0,
-            cost_s=0.0 if hit else cost_s,
+            reused_from=trained.job if spared[0] else None,
+            saved_s=saved_s,
+            cost_s=sum(it.cost_s for it, _ in used) - saved_s,
         )
 
     def _once(
@@ -246,21 +290,22 @@ class Scorer:
         known: Known,
         compute: Callable[[], Evaluation],
     ) -> tuple[Evaluation, bool]:
-        """Return the evaluation of a key and whether it was there: found, made or awaited."""
+        """Return the evaluation of a key and whether it was there: found, made or awaited.
+
+        Raises:
+            _UnconfirmedError: It is there, but not surely of the same network.
+        """
         key = content_id(plain(terms))
         session, evaluations = self._context.session, self._context.store.evaluations
         while True:
             found = evaluations.claim(key, job=session.job.id, lease_s=session.timing.lease_s)
             if isinstance(found, Evaluation):
-                if self._trusted(known, key):
-                    return found, True
-                terms = {**terms, "architecture": known.architecture_id}
-                key = content_id(plain(terms))
-                continue
+                self._confirm(known, key)
+                return found, True
             if isinstance(found, Claimed):
                 with session.claim(key, found.token):
                     try:
-                        made = self._persistently(compute)
+                        made = compute()
                     except BaseException:
                         with contextlib.suppress(StaleTokenError):
                             evaluations.abandon(key, found.token)
@@ -274,37 +319,29 @@ class Scorer:
                 session.pause(session.timing.poll_s)
             session.check()
 
-    def _trusted(self, known: Known, key: str) -> bool:
+    def _confirm(self, known: Known, key: str) -> None:
         certificate = known.matches(self._context.store.evaluations, key)
         if certificate is None or certificate.confirmed:
-            return True
+            return
         self._context.session.log(
             f"a hit of the functional hash is not confirmed: {certificate.reason}; "
             f"architecture {known.architecture_id} is evaluated by itself",
             data={"evaluation": key, "certificate": certificate.to_json()},
         )
-        return False
-
-    def _persistently(self, compute: Callable[[], Any]) -> Any:
-        """Try again after what may pass: a crash, a hang, memory that ran out."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                return compute()
-            except (TrainerCrashError, TrainerTimeoutError) as error:
-                if attempt == MAX_ATTEMPTS:
-                    raise type(error)(f"{error} ({attempt} attempts)") from error
-        raise AssertionError("unreachable")
+        raise _UnconfirmedError
 
     def _known(self, architecture: Architecture) -> Known:
         args = {"architecture": architecture.to_json(), "data": self._request.data}
-        head = self._context.call("signature", args, limits=self._limits()).head
+        with self._context.session.device(self._training, "shared"):
+            head = self._context.call("signature", args, limits=self._limits()).head
         return Known.from_json(architecture.id, head)
 
-    def _train(self, architecture: Architecture) -> Evaluation:
+    def _train(self, candidate: Candidate, architecture: Architecture) -> Evaluation:
         session = self._context.session
         args = self._args | {"architecture": architecture.to_json()}
-        with session.device(self._training.id, "shared"):
+        with session.device(self._training, "shared"):
             head = self._context.call("evaluate", args, limits=self._limits()).head
+        log_curve(session, candidate, head["curve"])
         return Evaluation(
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
@@ -337,6 +374,20 @@ class Scorer:
         self._context.store.jobs.put_candidate(candidate, self._context.session.token)
 
 
+def log_curve(session: Session, candidate: Candidate, curve: Mapping[str, list[float]]) -> None:
+    """Put a candidate's learning curve into the job's log; see ``workers.session``."""
+    if curve.get("epoch"):
+        arm, number = str(candidate.arm), candidate.number
+        points: dict[str, Json] = {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in curve.items()
+        }
+        session.log(
+            f"{arm} candidate {number} was trained for {len(curve['epoch'])} epochs",
+            data={"kind": "curve", "arm": arm, "number": number, **points},
+        )
+
+
 def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dict[str, Any]:
     """Measure an untrained architecture on ``device``, here or wherever its owner is.
 
@@ -352,7 +403,7 @@ def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dic
         spec = {**args, "device": device.id}
         result: Any = context.delegate(JobKind.MEASURE, spec, device)
         return {"cost_s": 0.0, **result}
-    with context.session.device(device.id, "exclusive"):
+    with context.session.device(device, "exclusive"):
         head = context.call(
             "measure", {**args, "device": device.name}, limits=Limits(timeout_s=MEASURE_S)
         ).head
