@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -42,7 +43,8 @@ class EvaluatorContext:
     ``recipe`` is the training budget and ``device`` where to spend it. ``measure`` says
     where and how latency is measured (None: somebody else adds it), ``target`` names
     that (device, runtime, batch) for the evaluation's identity. ``progress`` hears of
-    every epoch; ``clock`` gives seconds that only go forward.
+    every epoch; ``clock`` gives seconds that only go forward. ``data_root`` is the folder
+    of data files, if there is one.
     """
 
     space: SearchSpace
@@ -54,6 +56,7 @@ class EvaluatorContext:
     target: str = ""
     progress: Progress | None = None
     clock: Callable[[], float] = time.monotonic
+    data_root: Path | None = None
 
 
 class TrainingEvaluator:

@@ -122,7 +122,11 @@ class SearchMethod(Protocol):
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Scores one architecture; deterministic in its arguments but for measured latency."""
+    """Scores one architecture; deterministic in its arguments but for measured latency.
+
+    One that looks scores up instead has a class attribute ``looks_up = True``: they are
+    then kept by architecture, not by what it computes, and nothing is measured beside them.
+    """
 
     def describe(self) -> dict[str, Json]:
         """Return all that determines the scores (task, recipe, seed, version, device).

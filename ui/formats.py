@@ -11,6 +11,7 @@ LABELS = {
     "num_params": "parameters",
     "peak_bytes": "peak memory (bytes)",
     "size_bytes": "size (bytes)",
+    "training_energy_kwh": "training energy (kWh)",
 }
 """Axis and column titles of the metrics."""
 

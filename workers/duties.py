@@ -125,8 +125,12 @@ class Duties:
         return Message(head)
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
-        """Describe an evaluator: all that determines its scores."""
-        return Message({"kind": "evaluator", "describe": self._evaluator(args).describe()})
+        """Describe an evaluator: all that determines its scores, and if it looks them up."""
+        evaluator = self._evaluator(args)
+        looks_up = bool(getattr(evaluator, "looks_up", False))
+        return Message(
+            {"kind": "evaluator", "describe": evaluator.describe(), "looks_up": looks_up}
+        )
 
     def evaluate(self, args: Json, _: Blobs) -> Message:
         """Score one architecture; latency is the worker's to measure, and is not among it."""
@@ -330,6 +334,7 @@ class Duties:
             seed=args["seed"],
             device=torch.device(args["device"]),
             progress=self._epochs,
+            data_root=self._root,
         )
         return make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
 

@@ -3,9 +3,11 @@
 A candidate's scores are kept under two keys. Training is keyed by what the network
 computes (its functional signature) and everything that determines its scores; latency by
 the same signature, the device, the runtime and the batch size. So a search for another
-device reuses all training, and a measurement is never repeated. What is found under a
-signature but was made of another architecture is used only if the hit is confirmed; else
-the candidate is told apart, by its architecture behind its signature.
+device reuses all training, and a measurement is never repeated. Scores that an evaluator
+looks up are kept by architecture, and nothing is measured beside them.
+
+What is found under a signature but was made of another architecture is used only if the
+hit is confirmed; else the candidate is told apart, by its architecture behind its signature.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from workers.context import JobContext
 from workers.session import Session, numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json, content_id, plain
+from zoo.certificates import Signature
 from zoo.errors import (
     CorruptArtifactError,
     InvalidInputError,
@@ -160,6 +163,7 @@ class Scorer:
             "evaluator": request.evaluator.model_dump(),
             "terms": head["describe"],
         }
+        self._looks_up = bool(head["looks_up"])
         self._ledger = ledger
         recorded = context.store.jobs.candidates(context.job.id, arm=arm)
         self._recorded = {item.number: item for item in recorded}
@@ -256,7 +260,7 @@ class Scorer:
         )
         used = [(trained, reused)]
         metrics = dict(trained.metrics)
-        if "latency_ms" not in metrics:  # an evaluator may know it, from a table say
+        if "latency_ms" not in metrics and not self._looks_up:
             timed, found = self._once(
                 {"latency": self._latency_terms(), "signature": signature, **unique},
                 info | {"kind": "latency"},
@@ -331,6 +335,9 @@ class Scorer:
         raise _UnconfirmedError
 
     def _known(self, architecture: Architecture) -> Known:
+        if self._looks_up:
+            exact = Signature(key=f"architecture-{architecture.id}")
+            return Known(architecture_id=architecture.id, signature=exact)
         args = {"architecture": architecture.to_json(), "data": self._request.data}
         with self._context.session.device(self._training, "shared"):
             head = self._context.call("signature", args, limits=self._limits()).head

@@ -308,7 +308,7 @@ class _Search:
             if len(winners) > self._state.winners:
                 self._state.winners = len(winners)
                 self._advance()
-        if not winners:
+        if failures and not winners:
             raise InfeasibleError(f"no winner could be made: {failures[0]}")
         return winners
 

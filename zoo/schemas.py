@@ -72,7 +72,7 @@ class SearchRequest(Schema):
     runtime: Literal["torch", "onnx"] = "torch"
     recipe: Recipe = Recipe(epochs=3)
     final_recipe: Recipe = Recipe(epochs=12)
-    winners: int = Field(default=1, ge=1)
+    winners: int = Field(default=1, ge=0, description="trained and stored; 0: only the front")
     baseline: bool = Field(default=False, description="equal-budget random search beside it")
     reuse: bool = Field(default=True, description="take evaluations of equal candidates")
     seed: int = 0

@@ -264,8 +264,12 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "num_params": "minimize",
     "peak_bytes": "minimize",
     "size_bytes": "minimize",
+    "training_energy_kwh": "minimize",
 }
-"""Every metric that an objective or a limit may name, and which way is better."""
+"""Every metric that an objective or a limit may name, and which way is better.
+
+An evaluator reports those that it knows; ``training_energy_kwh`` only tables have.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Sampling(abc.ABC):
         self._evaluator: Evaluator = context.evaluator
         self._candidates = candidates
         self._records: list[Record] = []
+        self._scored: list[Ranked] = []
 
     def step(self) -> StepReport:
         """Evaluate one candidate.
@@ -66,12 +67,14 @@ class Sampling(abc.ABC):
             raise
         self._tell(ranked)
         self._records.append(record)
+        if ranked is not None:
+            self._scored.append(ranked)
         return self._report(record, ranked)
 
     def best(self, k: int) -> list[Architecture]:
         """Return the ``k`` best distinct architectures, in the order of ``ranking.order``."""
         distinct: dict[str, Ranked] = {}
-        for ranked in self._ranked():
+        for ranked in self._scored:
             distinct.setdefault(ranked.architecture.id, ranked)
         ordered = order(list(distinct.values()), self._context.directions)
         return [ranked.architecture for ranked in ordered[:k]]
@@ -105,6 +108,7 @@ class Sampling(abc.ABC):
                 f"{self._candidates}; raise candidates"
             )
         self._records = [self._restore(item) for item in state["records"]]
+        self._scored = [r for r in map(self._rank, self._records) if r is not None]
 
     @abc.abstractmethod
     def _ask(self, seed: int) -> tuple[int, ...]:
@@ -147,12 +151,6 @@ class Sampling(abc.ABC):
             violations=violations(record.evaluation, self._context.limits),
         )
 
-    def _ranked(self) -> Iterator[Ranked]:
-        for record in self._records:
-            ranked = self._rank(record)
-            if ranked is not None:
-                yield ranked
-
     def _restore(self, item: Mapping[str, Any]) -> Record:
         proposal = tuple(item["proposal"])
         return Record(
@@ -164,7 +162,7 @@ class Sampling(abc.ABC):
 
     def _report(self, record: Record, ranked: Ranked | None) -> StepReport:
         done = len(self._records)
-        everyone = list(self._ranked())
+        everyone = self._scored
         if ranked is None:
             outcome = f"failed: {record.reason}"
         else:

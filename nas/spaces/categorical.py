@@ -124,9 +124,12 @@ def count(name: str, value: object, *, least: int = 1, most: int | None = None) 
     Raises:
         InvalidInputError: It is not.
     """
-    fits = isinstance(value, int) and not isinstance(value, bool)
-    if not fits or value < least or (most is not None and value > most):  # type: ignore[operator]
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidInputError(f"{name} is {value!r}; it must be an integer {bounds}")
-    assert isinstance(value, int)
     return value

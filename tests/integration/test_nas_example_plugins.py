@@ -47,7 +47,7 @@ def search(name, stop):
     scores = [report.scored[0].evaluation.metrics["accuracy"] for report in reports]
     return scores, [space.summary(item) for item in method.best(3)], method.best(1)[0]
 
-undisturbed, summaries, best = search("local-search", None)
+undisturbed, summaries, best = search("hill-climber", None)
 trained = train_and_score(
     space_of(best), best, data, recipe, seed=0, device=torch.device("cpu")
 )
@@ -55,7 +55,7 @@ print(json.dumps({
     "listed": listed,
     "operations": operations(),
     "scores": undisturbed,
-    "resumed": search("local-search", 4)[0],
+    "resumed": search("hill-climber", 4)[0],
     "best": summaries,
     "sampled": search("nsga2", None)[0],
     "trained": trained["accuracy"],
@@ -99,7 +99,7 @@ def result(installed: Path) -> dict[str, Any]:
 def test_the_names_are_in_the_catalogue(result: dict[str, Any]) -> None:
     assert "plain-conv" in result["listed"]["spaces"]
     assert "linear-probe" in result["listed"]["evaluators"]
-    assert "local-search" in result["listed"]["methods"]
+    assert "hill-climber" in result["listed"]["methods"]
     assert {"example.conv", "example.head"} <= set(result["operations"])
 
 

@@ -121,7 +121,10 @@ def test_watching_a_job_that_has_ended_says_how_it_ended(seed: Seed, blockyard: 
 
 
 def test_logs_are_lines_or_json_lines(seed: Seed, blockyard: Any) -> None:
-    assert "warning  one candidate was quarantined" in blockyard("job", "logs", seed.done.id).out
+    assert (
+        "warning  candidate 5 failed: the trainer was killed"
+        in blockyard("job", "logs", seed.done.id).out
+    )
     lines = blockyard("job", "logs", seed.done.id, "--json").out.splitlines()
     numbers = [json.loads(line)["number"] for line in lines]
     assert numbers == sorted(numbers)
@@ -156,6 +159,20 @@ def test_a_spec_file_is_overruled_by_options(tmp_path: Path, blockyard: Any) -> 
     assert spec["recipe"]["epochs"] == 1
     assert spec["recipe"]["lr"] == 0.1
     assert spec["limits"] == [{"metric": "latency_ms", "max": 3, "min": None}]
+
+
+def test_a_search_over_a_table_names_its_evaluator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run([
+        "--url", f"sqlite:///{tmp_path}/zoo.db", "search", "run", "-m", "evolution",
+        "--space", "nas-bench-201", "--data", "digits", "-e", "tabular", "-E", "device=pixel3",
+        "--winners", "0", "--detach", "--json",
+    ])  # fmt: skip
+    assert code == 0
+    spec = json.loads(capsys.readouterr().out)["spec"]
+    assert spec["evaluator"] == {"name": "tabular", "params": {"device": "pixel3"}}
+    assert spec["winners"] == 0
 
 
 def test_a_spec_file_may_name_its_parts_by_their_names_alone(

@@ -13,6 +13,8 @@ import pytest
 from torch import nn
 
 from nas.checkpoint import pack, unpack
+from nas.methods.evolution import RegularizedEvolution
+from nas.methods.local_search import LocalSearch
 from nas.methods.ranking import Ranked, covered, order, violations
 from nas.methods.sampling import Nsga2, RandomSearch, Tpe
 from nas.methods.stepping import Sampling, repair
@@ -25,7 +27,7 @@ from zoo.rng import derive_seed
 from zoo.schemas import Limit
 from zoo.spec import Architecture, BlockSpec, Evaluation, TensorSpec
 
-METHODS = [Nsga2, Tpe, RandomSearch]
+METHODS = [Nsga2, Tpe, RandomSearch, RegularizedEvolution, LocalSearch]
 SPACE = DartsSpace(cells=2, channels=4, nodes=2)
 LIMIT = Limit(metric="latency_ms", max=3.2)
 
@@ -168,7 +170,7 @@ def test_best_leads_with_the_feasible_front(cls: Any) -> None:
     assert flags == [table.score(a).metrics["latency_ms"] <= 3.2 for a in table.seen]
 
 
-@pytest.mark.parametrize("cls", [Nsga2, Tpe])
+@pytest.mark.parametrize("cls", [Nsga2, Tpe, RegularizedEvolution])
 def test_searching_beats_random_search_on_equal_budget(cls: Any) -> None:
     def volume(chosen: Any) -> float:
         total = 0.0
@@ -321,6 +323,8 @@ def test_a_metric_that_is_not_reported_is_named() -> None:
         (Nsga2, {"population": 1}, "population"),
         (Nsga2, {"crossover": 2.0}, "crossover"),
         (Nsga2, {"mutation": -1.0}, "mutation"),
+        (RegularizedEvolution, {"population": 0}, "population is 0"),
+        (RegularizedEvolution, {"tournament": -1}, "tournament is -1"),
     ],
 )
 def test_wrong_parameters_are_refused(cls: Any, params: dict[str, Any], message: str) -> None:

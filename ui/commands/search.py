@@ -30,6 +30,10 @@ def search() -> None:
     "-s", "space_params", multiple=True, metavar="NAME=VALUE", help="Setting of the space."
 )
 @click.option("--data", help="Data set; see: blockyard data list.")
+@click.option("--evaluator", "-e", help="How candidates are scored: training, tabular, your own.")
+@click.option(
+    "-E", "evaluator_params", multiple=True, metavar="NAME=VALUE", help="Setting of the evaluator."
+)
 @click.option("--objective", "-o", "objectives", multiple=True, help="Metric to optimise; repeat.")
 @click.option(
     "--limit", "-l", "limits", multiple=True, metavar="LIMIT", help="latency_ms<=3; repeat."
@@ -98,7 +102,11 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     from zoo.errors import InvalidInputError
 
     spec = named(read_spec(options["spec"])) if options["spec"] else {}
-    for kind, params in (("method", "params"), ("space", "space_params")):
+    for kind, params in (
+        ("method", "params"),
+        ("space", "space_params"),
+        ("evaluator", "evaluator_params"),
+    ):
         chosen = _part(spec, kind)
         if options[kind] and options[kind] != chosen.get("name"):
             chosen = {"name": options[kind]}
@@ -176,12 +184,15 @@ def show_search(terminal: Terminal, zoo: Zoo, job: Job) -> None:
         f"succeeded: {saved['candidates']:.0f} candidates, {saved['hits']:.0f} reused, "
         f"{duration(saved['spent_s'])} of device time spent, {duration(saved['saved_s'])} saved"
     )
-    terminal.table(
-        ("CHAIN", "CANDIDATE", *(label(name).upper() for name in names)),
-        rows,
-        values=winners,
-        ids=[item["chain"] for item in winners],
-    )
-    if winners:
+    if not winners:
+        numbers = ", ".join(str(number) for number in result.get("front") or [])
+        terminal.say(f"no winner was asked for; the front: candidates {numbers or 'none'}")
+    else:
+        terminal.table(
+            ("CHAIN", "CANDIDATE", *(label(name).upper() for name in names)),
+            rows,
+            values=winners,
+            ids=[item["chain"] for item in winners],
+        )
         first = short(winners[0]["chain"])
         terminal.say(f"next: {hint('chain export', f'{first} --output model.onnx', terminal)}")

@@ -116,7 +116,7 @@ def _budget() -> dict[str, Any]:
     columns = st.columns(4)
     epochs = columns[0].number_input("Epochs a candidate", min_value=1, value=3, key="epochs")
     final = columns[1].number_input("Epochs a winner", min_value=1, value=12, key="final")
-    winners = columns[2].number_input("Winners", min_value=1, value=1, key="winners")
+    winners = columns[2].number_input("Winners", min_value=0, value=1, key="winners")
     seed = columns[3].number_input("Seed", min_value=0, value=0, key="seed")
     spec["recipe"] = {"epochs": int(epochs)}
     spec["final_recipe"] = {"epochs": int(final)}

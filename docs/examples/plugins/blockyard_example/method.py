@@ -13,7 +13,7 @@ from zoo.rng import derive_seed
 from zoo.spec import Architecture, Evaluation
 
 
-class LocalSearch:
+class HillClimber:
     """Climbs one random neighbour at a time in the first objective.
 
     Args:
@@ -30,7 +30,7 @@ class LocalSearch:
 
     def __init__(self, context: MethodContext, *, candidates: int = 24, patience: int = 6) -> None:
         if context.evaluator is None:
-            raise InvalidInputError("local search needs an evaluator")
+            raise InvalidInputError("a hill climber needs an evaluator")
         if candidates < 1 or patience < 1:
             raise InvalidInputError(f"candidates {candidates} and patience {patience} must be >= 1")
         self._context = context
@@ -45,7 +45,7 @@ class LocalSearch:
     def step(self) -> StepReport:
         if self._done >= self._candidates:
             raise ConflictError(f"all {self._candidates} candidates are evaluated already")
-        rng = random.Random(derive_seed(self._context.seed, "local-search", self._done))
+        rng = random.Random(derive_seed(self._context.seed, "hill-climber", self._done))
         space = self._context.space
         architecture = (
             space.mutate(self._here[0], rng) if self._here is not None else space.sample(rng)
