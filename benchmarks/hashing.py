@@ -40,7 +40,7 @@ INPUTS = TensorSpec(shape=(3, 32, 32))
 NUM_CLASSES = 10
 
 SPACES: dict[str, dict[str, Any]] = {
-    "darts": {"cells": 3, "channels": 8, "nodes": 3},
+    "darts": {"cells": 2, "channels": 4, "nodes": 2},
     "nas-bench-101": {},
     "nas-bench-201": {},
 }
