@@ -1,45 +1,68 @@
-"""The functional hash of an architecture: equal for networks that compute the same.
+"""The functional hash of an architecture: equal for networks that learn the same function.
 
-The network gets weights that depend on what each operation is and on what it reads, not
-on where it stands in the encoding; then fixed images are sent through it in float64 on
-the CPU, and the logits and the gradient at the images are hashed. Evaluations are shared
-between architectures of one signature.
+The network is given weights by content, is trained for a few steps in float64 on the CPU on
+fixed images, and its outputs and their gradients at the images are hashed. Evaluations are
+shared between architectures of one hash, once the hit is confirmed (``Proof``).
 
-A space that knows the graph of its networks has a method ``graph`` (``GraphSpace``);
-``nas.graph`` says which drawings are then told to be one network. For any other space
-the built module is used as it is: its weights are seeded by the kind and shape of the
-module that holds them and counted in the order of ``named_modules``; so a dead branch of
-another kind or a commuted sum changes nothing, but a changed order of equal modules does.
+Weights by content. All weights that have shape and operation in common start alike; one
+backward pass then shows which have different parts to play, as their gradients differ.
+Those are seeded anew by these gradients, and so on until nothing parts any more. Weights
+that still tie are alike but not one: one of them is singled out, the one that gives the
+least hash, and the rest is parted again. So weights depend on the function that the network
+computes of its weights, and on nothing else: numbering, dead branches, identities, zeros,
+nested sums and where a linear operation stands make no difference.
 
-Not seen: behaviour in training mode other than in eval mode (dropout, batch statistics),
-initialisation, and cost: a dead branch is still run by the built module, so networks of
-one signature may differ in latency and number of parameters.
+A space that knows the graph of its networks has a method ``graph`` (``GraphSpace``), which
+is faster; any other is hashed by the module that it builds.
+
+Not seen: cost; a dead branch is still run by the built module, so networks of one hash may
+differ in latency and number of parameters. Training is seen with batch statistics, not with
+those kept for evaluation.
 
 Source:
-    Gillard et al. (2023), arXiv:2302.05433. Differs: weights are seeded by content
-    rather than drawn in order, and no training step is taken.
+    Gillard et al. (2023), arXiv:2302.05433. Differs: weights are seeded by content rather
+    than drawn in order; a hit is confirmed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterator
-from functools import reduce
-from operator import add
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nas.graph import CONCAT, INPUT, SUM, CanonicalVertex, Graph, canonical
+from nas.graph import Graph
+from nas.programs import Built, Drawing, Program
 from nas.protocols import SearchSpace
+from zoo.canonical import content_id
+from zoo.certificates import Proof, Signature
 from zoo.errors import InvalidInputError
 from zoo.rng import derive_seed
-from zoo.signature import MANTISSA_BITS, hash_tensors, probes, uniform
+from zoo.signature import hash_tensors, projections, uniform
 from zoo.spec import Architecture, TensorSpec
 
-VERSION = 1
+VERSION = 2
+MANTISSA_BITS = 26
+"""A doubled input of a normalised convolution differs from a single one by its eps alone, a
+part in 2**18; rounding is about 2**-44."""
+
+BATCH = 4
+LEARNING_RATE = 0.1
+ORDER = (0, 1)
+"""The batches trained on, one step each."""
+
+_COLOUR_BITS = 20
+_FLOOR = 2.0**-40
+_INERT = 2.0**-36
+"""Gradients this small beside the largest are rounding noise."""
 
 
 @runtime_checkable
@@ -51,9 +74,31 @@ class GraphSpace(Protocol):
     ) -> Graph: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a network is known by: its hash, and what confirms a hit."""
+
+    signature: Signature
+    proof: Proof
+
+
 def network_signature(
     space: SearchSpace, architecture: Architecture, *, inputs: TensorSpec, num_classes: int
-) -> str:
+) -> Signature:
+    """Return the functional hash of ``architecture``: ``identify`` without the proof."""
+    with _program(space, architecture, inputs, num_classes) as (program, images):
+        return _signature(_Settled(program, images, seed=0), ORDER)
+
+
+def graph_signature(graph: Graph) -> Signature:
+    """Return the functional hash of a drawing; its vertices may be in any order."""
+    with torch.random.fork_rng(devices=[]), closing(Drawing(graph)) as drawing:
+        return _signature(_Settled(drawing, graph.inputs, seed=0), ORDER)
+
+
+def identify(
+    space: SearchSpace, architecture: Architecture, *, inputs: TensorSpec, num_classes: int
+) -> Identity:
     """Return the functional hash under which evaluations of ``architecture`` are shared.
 
     The same on every machine, in every process and with any number of threads.
@@ -65,88 +110,190 @@ def network_signature(
         num_classes: Number of logits.
 
     Returns:
-        ``nn<version>-<sha256>``; equal ones are functionally equal up to rounding on the
-        probes, unequal ones may still be equal in ways that the drawing does not show.
+        The key ``nn<version>-m<bits>-<sha256>``, its alternates, and the proof.
 
     Raises:
         InvalidInputError: The architecture is not of this space, or its network does not
             run on ``inputs``.
     """
-    try:
-        if isinstance(space, GraphSpace):
-            graph = space.graph(architecture, inputs=inputs, num_classes=num_classes)
-            images = _images(graph.inputs)
-            logits = _run(canonical(graph), images)
-        else:
-            images = _images(inputs)
-            logits = _module(space, architecture, inputs, num_classes)(images)
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"{space.summary(architecture)} does not run on images of {list(inputs.shape)}: {error}"
-        ) from error
-    direction = uniform(logits.shape, derive_seed(VERSION, "direction"))
-    gradient = torch.zeros_like(images)
-    if logits.requires_grad:
-        (gradient,) = torch.autograd.grad(logits, images, direction)
-    return f"nn{VERSION}-{hash_tensors((logits, gradient), mantissa_bits=MANTISSA_BITS)}"
+    with _program(space, architecture, inputs, num_classes) as (program, images):
+        return identify_program(program, images)
 
 
-def _images(inputs: TensorSpec) -> Tensor:
-    (images,) = probes([inputs], batch=2)
-    return images.requires_grad_()
+def identify_program(
+    program: Program, inputs: TensorSpec, *, seed: int = 0, order: Sequence[int] = ORDER
+) -> Identity:
+    """Return what a network is known by; its weights are overwritten.
+
+    Args:
+        program: The network.
+        inputs: Images that it takes.
+        seed: Of the images and targets of the hash; the proof has others.
+        order: The batches trained on, one step each.
+
+    Raises:
+        RuntimeError: The network does not run on such images.
+    """
+    settled = _Settled(program, inputs, seed=seed)
+    outputs, silent = settled.train(order, seed=derive_seed(seed, "proof"))
+    values = np.concatenate([projections(item) for item in outputs])
+    proof = Proof(
+        probe=content_id([VERSION, seed, list(order), inputs.to_json()]),
+        values=tuple(np.where(np.abs(values) <= _FLOOR, 0.0, values).tolist()),
+        learns_constant=silent,
+    )
+    return Identity(signature=_signature(settled, order), proof=proof)
 
 
-def _run(vertices: list[CanonicalVertex], images: Tensor) -> Tensor:
-    values: list[Tensor] = []
-    for item in vertices:
-        inputs = [values[at] for at in item.vertex.inputs]
-        if item.vertex.make is not None:
-            with torch.device("meta"):
-                module = item.vertex.make().double()
-            values.append(_fill(module.to_empty(device="cpu"), item.key)(*inputs))
-        elif item.vertex.op == INPUT:
-            values.append(images)
-        elif item.vertex.op == SUM:
-            values.append(reduce(add, inputs))
-        elif item.vertex.op == CONCAT:
-            values.append(torch.cat(inputs, dim=1))
-        else:
-            values.append(torch.zeros_like(inputs[0]))
-    return values[-1]
+def _signature(settled: _Settled, order: Sequence[int]) -> Signature:
+    outputs, _ = settled.train(order, seed=settled.seed)
+    digest, alternates = hash_tensors(outputs, mantissa_bits=MANTISSA_BITS, floor=_FLOOR)
+    prefix = f"nn{VERSION}-m{MANTISSA_BITS}-"
+    return Signature(key=prefix + digest, alternates=tuple(prefix + other for other in alternates))
 
 
-def _module(
+@contextmanager
+def _program(
     space: SearchSpace, architecture: Architecture, inputs: TensorSpec, num_classes: int
-) -> nn.Module:
+) -> Iterator[tuple[Program, TensorSpec]]:
+    """Make what is to be run, and the images that it takes."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(VERSION, "buffers"))
-        network = space.build(architecture, inputs=inputs, num_classes=num_classes).double()
-    seen: Counter[str] = Counter()
-    for module in network.modules():
-        content = f"{type(module).__qualname__}({module.extra_repr()})"
-        if any(True for _ in _own(module)):
-            _fill(module, f"{content}/{seen[content]}", recurse=False)
-            seen[content] += 1
-    return network.eval().requires_grad_(False)
-
-
-def _fill(module: nn.Module, key: str, *, recurse: bool = True) -> nn.Module:
-    """Overwrite weights and batch statistics by values that depend on ``key`` and the shape."""
-    with torch.no_grad():
-        for name, tensor in module.named_parameters(recurse=recurse):
-            values = uniform(tensor.shape, derive_seed(VERSION, key, name, *tensor.shape))
-            if tensor.ndim > 1:
-                tensor.copy_(values * math.sqrt(6 / math.prod(tensor.shape[1:])))
+        torch.default_generator.manual_seed(derive_seed(VERSION, "buffers"))
+        try:
+            if isinstance(space, GraphSpace):
+                graph = space.graph(architecture, inputs=inputs, num_classes=num_classes)
+                with closing(Drawing(graph)) as drawing:
+                    yield drawing, graph.inputs
             else:
-                tensor.copy_(values / 2 + (1 if name.endswith("weight") else 0))
-        for name, buffer in module.named_buffers(recurse=recurse):
-            if name.endswith("running_mean"):
-                buffer.fill_(0.125)
-            elif name.endswith("running_var"):
-                buffer.fill_(0.75)
-    return module.eval().requires_grad_(False)
+                module = space.build(architecture, inputs=inputs, num_classes=num_classes)
+                yield Built(module), inputs
+        except (RuntimeError, ValueError) as error:
+            raise InvalidInputError(
+                f"{space.summary(architecture)} does not run on images of "
+                f"{list(inputs.shape)}: {error}"
+            ) from error
 
 
-def _own(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+class _Settled:
+    """A network with weights by content."""
+
+    def __init__(self, program: Program, inputs: TensorSpec, *, seed: int) -> None:
+        self.seed = seed
+        self._program = program
+        self._sites = program.sites
+        self._inputs = inputs
+        self._marks = self._settle()
+
+    def _settle(self) -> list[bytes]:
+        """Return a mark for every site, so that sites of one content and mark are exchangeable.
+
+        Sites without effect keep whatever mark they have.
+        """
+        marks, _, ties = self._part([b""] * len(self._sites))
+        while ties:
+            tie = min(ties, key=lambda group: (self._sites[group[0]].content, marks[group[0]]))
+            trials = []
+            for at in tie:
+                trial = list(marks)
+                trial[at] = _digest(marks[at], b"singled out")
+                trials.append(self._part(trial))
+            marks, _, ties = min(trials, key=lambda trial: trial[1])
+        return marks
+
+    def _part(self, marks: list[bytes]) -> tuple[list[bytes], str, list[list[int]]]:
+        """Return finer marks by gradients, the hash of the run, and the groups that still tie."""
+        marks = list(marks)
+        while True:
+            self._fill(marks)
+            self._program.forget()
+            logits, loss, images = self._forward(0, self.seed)
+            image, *gradients = _gradients(loss, [images, *self._tensors()])
+            groups: defaultdict[tuple[str, bytes], list[int]] = defaultdict(list)
+            largest = max(
+                (float(item.abs().max()) for item in gradients if item.numel()), default=0.0
+            )
+            for at, gradient in enumerate(gradients):
+                if gradient.numel() and float(gradient.abs().max()) > _INERT * largest:
+                    groups[self._sites[at].content, marks[at]].append(at)
+            ties = [group for group in groups.values() if len(group) > 1]
+            parted = False
+            for group in ties:
+                colours = [_colour(gradients[at]) for at in group]
+                if len(set(colours)) > 1:
+                    parted = True
+                    for at, colour in zip(group, colours, strict=True):
+                        marks[at] = _digest(marks[at], colour.encode())
+            if not parted:
+                key, _ = hash_tensors([logits, image], mantissa_bits=_COLOUR_BITS, floor=_FLOOR)
+                return marks, key, ties
+
+    def train(self, order: Sequence[int], *, seed: int) -> tuple[list[Tensor], bool]:
+        """Return logits and image gradient after training, and whether a constant is learned."""
+        self._fill(self._marks)
+        self._program.forget()
+        for batch in order:
+            _, loss, _ = self._forward(batch, seed)
+            gradients = _gradients(loss, self._tensors())
+            norm = math.sqrt(sum(float(item.square().sum()) for item in gradients))
+            if norm > 0 and math.isfinite(norm):
+                step = LEARNING_RATE / max(1.0, norm)
+                with torch.no_grad():
+                    for tensor, gradient in zip(self._tensors(), gradients, strict=True):
+                        tensor.sub_(gradient, alpha=step)
+        logits, loss, images = self._forward(-1, seed)
+        silent = list(self._program.silent)
+        image, *offsets = _gradients(loss, [images, *silent])
+        return [logits.detach(), image], any(bool(item.any()) for item in offsets)
+
+    def _tensors(self) -> list[torch.nn.Parameter]:
+        return [site.tensor for site in self._sites]
+
+    def _fill(self, marks: Sequence[bytes]) -> None:
+        with torch.no_grad():
+            for site, mark in zip(self._sites, marks, strict=True):
+                site.tensor.copy_(_weights(site.content, mark, tuple(site.tensor.shape)))
+
+    def _forward(self, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        images = _images(self._inputs, seed, batch).requires_grad_()
+        logits = self._program(images)
+        target = _uniform(tuple(logits.shape), derive_seed(seed, "target", batch))
+        return logits, (logits - target).square().mean() / 2, images
+
+
+def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    if not loss.requires_grad or not tensors:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    found = torch.autograd.grad(loss, list(tensors), allow_unused=True)
+    return [
+        torch.zeros_like(tensor) if gradient is None else gradient
+        for tensor, gradient in zip(tensors, found, strict=True)
+    ]
+
+
+def _colour(gradient: Tensor) -> str:
+    values = torch.from_numpy(projections(gradient, 2))
+    return hash_tensors([values], mantissa_bits=_COLOUR_BITS)[0]
+
+
+@lru_cache(maxsize=4096)
+def _weights(content: str, mark: bytes, shape: tuple[int, ...]) -> Tensor:
+    values = uniform(shape, derive_seed(VERSION, content, mark.hex()))
+    if len(shape) > 1:
+        return values * math.sqrt(6 / math.prod(shape[1:]))
+    # A scale or an offset, which a shape does not tell: never zero, so that what an offset
+    # adds to a path of zeros is seen.
+    return values / 2 + 0.75
+
+
+def _images(inputs: TensorSpec, seed: int, batch: int) -> Tensor:
+    shape = (BATCH, *(size or 8 for size in inputs.shape))
+    return _uniform(shape, derive_seed(seed, "images", batch)).clone()
+
+
+@lru_cache(maxsize=64)
+def _uniform(shape: tuple[int, ...], seed: int) -> Tensor:
+    return uniform(shape, seed)
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()

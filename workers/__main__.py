@@ -20,6 +20,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if argv and argv[0] == "demo":  # it has options of its own
             return int(importlib.import_module("workers.demo").main(list(argv[1:])))
+        if argv and argv[0] == "hash":
+            return int(importlib.import_module("workers.hash_command").main(list(argv[1:])))
         options = parser().parse_args(argv)
         logging.basicConfig(
             level=options.log_level.upper(),
@@ -55,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     commands.choices["up"].add_argument("--ui", action="store_true", help="start the pages too")
     commands.choices["up"].add_argument("--ui-port", type=int, default=8501)
     commands.add_parser("demo", help="run the main job from end to end")
+    commands.add_parser("hash", help="hash architectures by what they compute")
     return top
 
 

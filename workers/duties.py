@@ -19,7 +19,7 @@ from nas import checkpoint
 from nas.cost import cost, preview
 from nas.data import DataSet, load_dataset
 from nas.evaluation import EvaluatorContext, Latency
-from nas.identity import network_signature
+from nas.identity import identify
 from nas.plugins import MethodContext, make_evaluator, make_method, make_space, space_of
 from nas.protocols import Evaluator, SearchMethod, SearchSpace, StepReport
 from nas.training import accuracy, train
@@ -122,10 +122,14 @@ class Duties:
     def signature(self, args: Json, _: Blobs) -> Message:
         """Hash what an architecture computes."""
         space, architecture, data = self._candidate(args)
-        value = network_signature(
-            space, architecture, inputs=data.inputs, num_classes=data.num_classes
-        )
-        return Message({"kind": "signature", "signature": value})
+        found = identify(space, architecture, inputs=data.inputs, num_classes=data.num_classes)
+        head = {
+            "kind": "signature",
+            "signature": found.signature.key,
+            "alternates": list(found.signature.alternates),
+            "proof": found.proof.to_json(),
+        }
+        return Message(head)
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
         """Describe an evaluator: all that determines its scores, and if it looks them up."""

@@ -5,6 +5,9 @@ computes (its functional signature) and everything that determines its scores; l
 the same signature, the device, the runtime and the batch size. So a search for another
 device reuses all training, and a measurement is never repeated. Scores that an evaluator
 looks up are kept by architecture, and nothing is measured beside them.
+
+What is found under a signature but was made of another architecture is used only if the
+hit is confirmed; else the candidate is told apart, by its architecture behind its signature.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workers.confirmation import Known, compare
 from workers.context import JobContext
 from workers.session import Session, numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json, content_id, plain
+from zoo.certificates import Signature
 from zoo.errors import (
     CorruptArtifactError,
     InvalidInputError,
@@ -79,16 +84,17 @@ class Ledger:
     """What a job's candidates have shown so far, shared by its arms.
 
     ``scored`` are signatures, of which the job's first candidate paid for what this job
-    evaluated; ``poison`` is signature → why it failed.
+    evaluated; ``poison`` is signature → who failed, and ``proofs`` is what is known of those.
     """
 
     scored: set[str]
-    poison: dict[str, str]
+    poison: dict[str, Candidate]
+    proofs: dict[str, Known]
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Ledger:
         """Return what is on record."""
-        ledger = cls(set(), {})
+        ledger = cls(set(), {}, {})
         for candidate in candidates:
             ledger.add(candidate)
         return ledger
@@ -100,7 +106,22 @@ class Ledger:
         if candidate.state is CandidateState.EVALUATED:
             self.scored.add(candidate.signature)
         if candidate.state is CandidateState.FAILED:
-            self.poison.setdefault(candidate.signature, candidate.reason or "failed")
+            self.poison.setdefault(candidate.signature, candidate)
+
+    def why_refused(self, signature: str, known: Known) -> str | None:
+        """Return why a network failed that is surely the same, or None if none did."""
+        failed = self.poison.get(signature)
+        if failed is None:
+            return None
+        other = self.proofs.get(signature)
+        same = failed.architecture_id == known.architecture_id
+        if not same and other is not None and other.proof is not None:
+            same = compare(known.proof, other.proof.to_json()).confirmed
+        return (failed.reason or "failed") if same else None
+
+
+class _UnconfirmedError(Exception):
+    """What was found under a signature is not surely of the same network."""
 
 
 class Scorer:
@@ -194,51 +215,60 @@ class Scorer:
         begun = candidate.attempt + 1 - session.faults
         candidate = dataclasses.replace(candidate, attempt=candidate.attempt + 1)
         self._put(candidate)
+        known: Known | None = None
         try:
-            signature = self._signature(architecture)
+            known = self._known(architecture)
+            signature = known.found_in(self._context.store.evaluations)
             candidate = dataclasses.replace(candidate, signature=signature)
-            if (why := self._ledger.poison.get(signature)) is not None:
+            if (why := self._ledger.why_refused(signature, known)) is not None:
                 raise TrainerError(f"computes the same as one that failed: {why}")
-            done = self._scored(candidate, architecture, signature)
+            try:
+                done = self._scored(candidate, architecture, known)
+            except _UnconfirmedError:
+                own = f"{signature}-{architecture.id}"
+                candidate = dataclasses.replace(candidate, signature=own)
+                done = self._scored(candidate, architecture, known)
         except (TrainerError, InvalidInputError, RunnerError, CorruptArtifactError) as error:
             done = dataclasses.replace(
                 candidate, state=CandidateState.FAILED, reason=str(error), feasible=False
             )
             session.log(f"candidate {candidate.number} failed: {error}", level="warning")
+            if known is not None and candidate.signature:
+                self._ledger.proofs.setdefault(candidate.signature, known)
         done = dataclasses.replace(done, attempt=begun + session.faults)
         self._put(done)
         self._ledger.add(done)
         return done
 
-    def _scored(
-        self, candidate: Candidate, architecture: Architecture, signature: str
-    ) -> Candidate:
+    def _scored(self, candidate: Candidate, architecture: Architecture, known: Known) -> Candidate:
+        signature = str(candidate.signature)
         unique: dict[str, Json] = (
             {}
             if self._request.reuse
             else {"job": candidate.job, "arm": str(self._arm), "number": candidate.number}
         )
         info = {
-            "signature": signature,
-            "architecture": architecture.id,
+            **known.info(signature),
             "data": self._digest,
             "recipe": self._request.recipe.model_dump(),
         }
         trained, reused = self._once(
             {"scores": self._described, "signature": signature, **unique},
             info | {"kind": "training"},
+            known,
             lambda: self._train(candidate, architecture),
         )
         used = [(trained, reused)]
         metrics = dict(trained.metrics)
         if "latency_ms" not in metrics and not self._looks_up:
-            timed, known = self._once(
+            timed, found = self._once(
                 {"latency": self._latency_terms(), "signature": signature, **unique},
                 info | {"kind": "latency"},
+                known,
                 lambda: self._measure(architecture),
             )
             metrics |= timed.metrics
-            used.append((timed, known))
+            used.append((timed, found))
         # What the job's first candidate of this signature finds, the job had paid for before
         # it was interrupted.
         first = signature not in self._ledger.scored
@@ -258,14 +288,23 @@ class Scorer:
         )
 
     def _once(
-        self, terms: Mapping[str, Json], info: dict[str, Any], compute: Callable[[], Evaluation]
+        self,
+        terms: Mapping[str, Json],
+        info: dict[str, Any],
+        known: Known,
+        compute: Callable[[], Evaluation],
     ) -> tuple[Evaluation, bool]:
-        """Return the evaluation of a key and whether it was there: found, made or awaited."""
+        """Return the evaluation of a key and whether it was there: found, made or awaited.
+
+        Raises:
+            _UnconfirmedError: It is there, but not surely of the same network.
+        """
         key = content_id(plain(terms))
         session, evaluations = self._context.session, self._context.store.evaluations
         while True:
             found = evaluations.claim(key, job=session.job.id, lease_s=session.timing.lease_s)
             if isinstance(found, Evaluation):
+                self._confirm(known, key)
                 return found, True
             if isinstance(found, Claimed):
                 with session.claim(key, found.token):
@@ -284,13 +323,25 @@ class Scorer:
                 session.pause(session.timing.poll_s)
             session.check()
 
-    def _signature(self, architecture: Architecture) -> str:
+    def _confirm(self, known: Known, key: str) -> None:
+        certificate = known.matches(self._context.store.evaluations, key)
+        if certificate is None or certificate.confirmed:
+            return
+        self._context.session.log(
+            f"a hit of the functional hash is not confirmed: {certificate.reason}; "
+            f"architecture {known.architecture_id} is evaluated by itself",
+            data={"evaluation": key, "certificate": certificate.to_json()},
+        )
+        raise _UnconfirmedError
+
+    def _known(self, architecture: Architecture) -> Known:
         if self._looks_up:
-            return f"architecture-{architecture.id}"
+            exact = Signature(key=f"architecture-{architecture.id}")
+            return Known(architecture_id=architecture.id, signature=exact)
         args = {"architecture": architecture.to_json(), "data": self._request.data}
         with self._context.session.device(self._training, "shared"):
             head = self._context.call("signature", args, limits=self._limits()).head
-        return str(head["signature"])
+        return Known.from_json(architecture.id, head)
 
     def _train(self, candidate: Candidate, architecture: Architecture) -> Evaluation:
         session = self._context.session

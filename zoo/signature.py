@@ -1,17 +1,19 @@
-"""Functional signatures: what a block computes, whatever its parametrisation.
+"""Functional signatures: what a block computes with its weights, whatever its code.
 
-Fixed probes are sent through the block in float64 on the CPU, and the outputs are hashed
-after their mantissas are cut, so that rounding does not show. Probes and everything else
-drawn here come from integer arithmetic on counters, the same on every machine.
+Fixed probes are sent through it in float64 on the CPU; fixed projections of the outputs
+are cut to some mantissa bits and hashed. Probes and projections come from integer
+arithmetic on counters, the same on every machine. Blocks and chains of the zoo, modules of
+other libraries and plain functions on arrays are all probed alike.
 
 A signature is an index, never an identity. It does not see: behaviour in training mode,
-inputs unlike the probes, differences below ``2 ** -mantissa_bits``, cost. A value within
-rounding of a boundary between two cut mantissas may, with a probability of about one in
-ten million a signature, differ between machines: a missed match, never a false one.
+inputs unlike the probes, differences below ``2 ** -mantissa_bits``, cost. A number within
+rounding of a boundary between two buckets may fall on either side; ``weight_signature``
+therefore names the hashes next door, and ``weight_proof`` has the numbers that confirm a hit.
 
 Source:
     Gillard et al. (2023), "Unified Functional Hashing in Automatic Machine Learning",
-    arXiv:2302.05433. Differs: sign, NaN and infinity are told apart; values below
+    arXiv:2302.05433. Differs: sign, NaN and infinity are told apart; projections are
+    hashed, not every value, so that fewer numbers can straddle a boundary; values below
     2**-40 of their tensor's largest are rounding noise and count as zero.
 """
 
@@ -19,27 +21,41 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zoo.canonical import canonical_json
+from zoo.canonical import canonical_json, content_id
+from zoo.certificates import Proof, Signature
 from zoo.errors import IncompatibleShapeError, InvalidInputError
 from zoo.rng import derive_seed
 from zoo.spec import BlockSpec, TensorSpec
 
-VERSION = 1
+VERSION = 2
 MANTISSA_BITS = 16
 NOISE = 2.0**-40
 
+ZONE = 2.0**-8
+"""Numbers this close to a bucket's edge, as a part of the bucket, are also put next door."""
+
+_NEXT_DOOR = 3
+"""At most this many numbers are moved at once: 7 alternates."""
+
+_PROJECTIONS = 16
+_CHUNK = 2**13
 _BATCH = 3
 _VARIABLE = 8
 """The size given to a dimension that may vary."""
 
 _MASK = (1 << 64) - 1
+
+Function = Callable[..., Any]
 
 
 def block_signature(
@@ -54,47 +70,92 @@ def block_signature(
 
 
 def functional_signature(
-    module: nn.Module, inputs: Sequence[Tensor], *, mantissa_bits: int = MANTISSA_BITS
+    function: Function, inputs: Sequence[Tensor], *, mantissa_bits: int = MANTISSA_BITS
 ) -> str:
-    """Describe what ``module`` computes in eval mode, whatever its parametrisation.
+    """Return the key of ``weight_signature``, for where alternates are not looked up."""
+    return weight_signature(function, inputs, mantissa_bits=mantissa_bits).key
 
-    The module itself is left as it is; a copy in float64 on the CPU is run.
+
+def weight_signature(
+    function: Function, inputs: Sequence[Tensor], *, mantissa_bits: int = MANTISSA_BITS
+) -> Signature:
+    """Describe what ``function`` computes in eval mode, whatever its parametrisation.
 
     Args:
-        module: Block or chain; takes ``inputs``, returns a tensor or a tuple of tensors.
+        function: A module, run as a float64 copy on the CPU and itself left as it is; or a
+            function, which takes and returns NumPy arrays. What it returns may be nested in
+            tuples, lists and mappings; their structure is not hashed.
         inputs: Batch first; those in floating point are used as float64.
         mantissa_bits: Bits kept before hashing, 1 to 52; part of the result.
 
     Returns:
-        ``fs<version>-m<bits>-<sha256>``: equality is necessary, not sufficient, for
+        Key ``fs<version>-m<bits>-<sha256>``: equality is necessary, not sufficient, for
         equivalence.
 
     Raises:
-        IncompatibleShapeError: ``module`` rejects ``inputs``.
-        InvalidInputError: ``mantissa_bits`` is out of range.
+        IncompatibleShapeError: ``function`` rejects ``inputs``.
+        InvalidInputError: ``mantissa_bits`` is out of range, or something returned is
+            neither tensor nor array.
 
     Source:
         Gillard et al. (2023), arXiv:2302.05433; see the module's head.
     """
-    exact = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    digest, alternates = hash_tensors(_outputs(function, inputs), mantissa_bits=mantissa_bits)
+    prefix = f"fs{VERSION}-m{mantissa_bits}-"
+    return Signature(key=prefix + digest, alternates=tuple(prefix + other for other in alternates))
+
+
+def weight_proof(function: Function, specs: Sequence[TensorSpec]) -> Proof:
+    """Return what confirms a hit of ``weight_signature``, on a second set of probes.
+
+    Raises:
+        IncompatibleShapeError: ``function`` rejects inputs of ``specs``.
+    """
+    outputs = _outputs(function, probes(specs, probe_set=1))
+    values = np.concatenate([np.zeros(0), *(projections(item) for item in outputs)])
+    described = [VERSION, 1, _PROJECTIONS, [spec.to_json() for spec in specs]]
+    return Proof(probe=content_id(described), values=tuple(values.tolist()))
+
+
+def _outputs(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
     wide = [item.detach().to("cpu") for item in inputs]
     wide = [item.double() if item.is_floating_point() else item for item in wide]
     try:
-        with torch.no_grad():
-            outputs = exact(*wide)
-    except RuntimeError as error:
+        if isinstance(function, nn.Module):
+            with torch.no_grad():
+                found = copy.deepcopy(function).to("cpu", torch.float64).eval()(*wide)
+        else:
+            found = function(*(item.numpy() for item in wide))
+    except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(str(list(item.shape)) for item in wide)
         raise IncompatibleShapeError(f"the block rejects inputs of {shapes}: {error}") from error
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return f"fs{VERSION}-m{mantissa_bits}-{hash_tensors(outputs, mantissa_bits=mantissa_bits)}"
+    return list(_flat(found))
 
 
-def probes(specs: Sequence[TensorSpec], *, batch: int = _BATCH) -> tuple[Tensor, ...]:
+def _flat(found: object) -> Iterator[Tensor]:
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, np.ndarray | np.generic | float | int):
+        yield torch.as_tensor(np.asarray(found))
+    elif isinstance(found, Mapping):
+        yield from _flat(tuple(found.values()))
+    elif isinstance(found, tuple | list):
+        for item in found:
+            yield from _flat(item)
+    elif found is not None:
+        raise InvalidInputError(
+            f"a {type(found).__name__} cannot be hashed; return tensors or arrays"
+        )
+
+
+def probes(
+    specs: Sequence[TensorSpec], *, batch: int = _BATCH, probe_set: int = 0
+) -> tuple[Tensor, ...]:
     """Return fixed inputs for ``specs``: uniform in [-1, 1), zeros and ones where integral."""
     made = []
     for position, spec in enumerate(specs):
         shape = (batch, *(_VARIABLE if size is None else size for size in spec.shape))
-        value = uniform(shape, derive_seed(VERSION, "probe", position))
+        value = uniform(shape, derive_seed(probe_set, "probe", position))
         if spec.dtype.startswith(("float", "bfloat")):
             made.append(value)
         else:
@@ -118,27 +179,94 @@ def uniform(shape: Sequence[int], seed: int) -> Tensor:
     return torch.from_numpy(values).reshape(tuple(shape))
 
 
-def hash_tensors(tensors: Iterable[Tensor], *, mantissa_bits: int) -> str:
-    """Return the sha256 over shapes and cut values, as 64 hex digits.
+def hash_tensors(
+    tensors: Iterable[Tensor], *, mantissa_bits: int, floor: float = 0.0
+) -> tuple[str, tuple[str, ...]]:
+    """Return the sha256 over shapes and cut projections, and the hashes next door.
+
+    Args:
+        tensors: Of any type and shape; order counts.
+        mantissa_bits: Bits of each projection that are kept.
+        floor: Projections of at most this size count as zero, beside those that are
+            rounding noise in their own tensor.
 
     Raises:
         InvalidInputError: ``mantissa_bits`` is not within 1 to 52.
     """
     if not 1 <= mantissa_bits <= 52:
         raise InvalidInputError(f"mantissa_bits is {mantissa_bits}; it must be 1 to 52")
-    result = hashlib.sha256()
+    shapes, parts = [], [np.zeros(0)]
     for tensor in tensors:
-        result.update(canonical_json(list(tensor.shape)))
-        values = tensor.detach().to(torch.float64).contiguous().numpy().reshape(-1)
-        result.update(_cut(values, mantissa_bits).astype("<u8").tobytes())
-    return result.hexdigest()
+        shapes.append(list(tensor.shape))
+        values = projections(tensor)
+        largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+        noise = np.isfinite(values) & (np.abs(values) <= max(largest * NOISE, floor))
+        parts.append(np.where(noise, 0.0, values))
+    buckets, moves = _cut(np.concatenate(parts), mantissa_bits)
+    head = canonical_json([mantissa_bits, shapes])
+    return _hash(head, buckets), tuple(
+        _hash(head, _moved(buckets, subset))
+        for size in range(1, len(moves) + 1)
+        for subset in combinations(moves, size)
+    )
 
 
-def _cut(values: NDArray[np.float64], mantissa_bits: int) -> NDArray[np.uint64]:
-    """Return the bits of ``values`` without the low end of the mantissa."""
+def projections(tensor: Tensor, count: int = _PROJECTIONS) -> NDArray[np.float64]:
+    """Return a tensor as ``count`` numbers that change with any of its values.
+
+    These are its values themselves if they are no more than ``count``; else inner products
+    with fixed directions, and where it is not finite, beside them, products of the places
+    of NaN and of both infinities, which are then not finite either.
+    """
+    values = tensor.detach().to("cpu", torch.float64).contiguous().numpy().reshape(-1)
+    if len(values) <= count:
+        return np.where(np.isnan(values), np.nan, values)
     finite = np.isfinite(values)
-    largest = np.abs(values[finite]).max(initial=0.0)
-    cleaned = np.where(finite & (np.abs(values) <= largest * NOISE), 0.0, values)
-    bits = cleaned.view(np.uint64) & np.uint64(_MASK << (52 - mantissa_bits) & _MASK)
-    bits[np.isnan(values)] = np.uint64(_MASK)
-    return bits
+    if finite.all():
+        return _project(values, count)
+    places = [np.isnan(values), values == np.inf, values == -np.inf]
+    parts = [_project(np.where(finite, values, 0.0), count)]
+    parts += [_project(place.astype(np.float64), 1) for place in places]
+    return np.concatenate([*parts, [np.nan]])
+
+
+def _project(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    result = np.zeros(count)
+    for start in range(0, len(values), _CHUNK):
+        part = values[start : start + _CHUNK]
+        result += _directions(start)[:count, : len(part)] @ part
+    return result
+
+
+@lru_cache(maxsize=32)
+def _directions(start: int) -> NDArray[np.float64]:
+    """Return the directions' components from ``start`` on."""
+    shape = (_PROJECTIONS, _CHUNK)
+    drawn: NDArray[np.float64] = uniform(shape, derive_seed(0, "directions", start)).numpy()
+    return drawn
+
+
+def _cut(
+    values: NDArray[np.float64], mantissa_bits: int
+) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
+    """Return the buckets of ``values`` and the moves ``(index, by)`` to a near one next door."""
+    low = 52 - mantissa_bits
+    bits = np.where(values == 0.0, 0.0, values).view(np.uint64)
+    buckets = bits >> np.uint64(low)
+    buckets[np.isnan(values)] = np.uint64(_MASK)
+    inside = (bits & np.uint64((1 << low) - 1)).astype(np.float64) / 2.0**low
+    inside[~np.isfinite(values) | (values == 0.0)] = 0.5
+    distance = np.minimum(inside, 1.0 - inside)
+    near = [int(at) for at in np.argsort(distance, kind="stable") if distance[at] < ZONE]
+    return buckets, [(at, -1 if inside[at] < 0.5 else 1) for at in near[:_NEXT_DOOR]]
+
+
+def _moved(buckets: NDArray[np.uint64], moves: Iterable[tuple[int, int]]) -> NDArray[np.uint64]:
+    moved = buckets.copy()
+    for at, by in moves:
+        moved[at] = np.uint64(int(moved[at]) + by)
+    return moved
+
+
+def _hash(head: bytes, buckets: NDArray[np.uint64]) -> str:
+    return hashlib.sha256(head + buckets.astype("<u8").tobytes()).hexdigest()

@@ -26,7 +26,9 @@ from typing import final
 
 import numpy as np
 
+from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
+from nas.spaces.nasbench101_graph import nasbench101_graph
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.nasbench101 import (
@@ -224,6 +226,18 @@ class NasBench101Space(CategoricalSpace):
                 )
         specs.append(head_spec(specs[-1].outputs[0], num_classes=num_classes))
         return tuple(specs)
+
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``: one cell between stem and head."""
+        cell = self.cell(architecture)
+        return nasbench101_graph(
+            cell.operations,
+            cell.edges,
+            inputs=inputs,
+            num_classes=num_classes,
+            channels=self.channels,
+            cells=self.cells,
+        )
 
     def _cell(self, choices: tuple[int, ...]) -> Cell:
         bits, operations = choices[: len(self.pairs)], choices[len(self.pairs) :]

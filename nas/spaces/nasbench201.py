@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
+from nas.spaces.nasbench201_graph import nasbench201_graph
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.nasbench201 import (
@@ -130,3 +132,13 @@ class NasBench201Space(CategoricalSpace):
                 specs.append(cell)
         specs.append(head_spec(specs[-1].outputs[0], num_classes=num_classes))
         return tuple(specs)
+
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``: one cell between stem and head."""
+        return nasbench201_graph(
+            self.operations(architecture),
+            inputs=inputs,
+            num_classes=num_classes,
+            channels=self.channels,
+            cells=self.cells,
+        )

@@ -88,3 +88,19 @@ class TestEvaluations:
     def test_a_key_that_nobody_claimed_is_not_found(self, make_store: Any) -> None:
         with pytest.raises(NotFoundError):
             make_store().evaluations.finish("k", 1, RESULT, info=INFO)
+
+    def test_certificates_are_kept_with_what_they_are_of(self, make_store: Any) -> None:
+        evaluations = make_store().evaluations
+        claim = evaluations.claim("k", job="job_a", lease_s=60)
+        evaluations.finish("k", claim.token, RESULT, info=INFO)
+        assert evaluations.info("k") == INFO
+        refused, confirmed = {"confirmed": False, "deviation": 0.5}, {"confirmed": True}
+        for architecture, certificate in (("a", refused), ("b", confirmed), ("a", confirmed)):
+            evaluations.certify("k", architecture, certificate)
+        kept = evaluations.info("k")["certificates"]
+        assert kept == {"a": confirmed, "b": confirmed}
+        assert evaluations.claim("k", job="job_b", lease_s=60) == RESULT
+        with pytest.raises(NotFoundError):
+            evaluations.info("other")
+        with pytest.raises(NotFoundError):
+            evaluations.certify("other", "a", confirmed)

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from nas.graph import Graph, canonical
-from nas.identity import network_signature
+from nas.graph import Graph, drawing_key
+from nas.identity import identify_program, network_signature
+from nas.programs import Built
 from nas.spaces.darts import DartsSpace, Genotype
 from zoo.builders import build_chain
 from zoo.canonical import Json
@@ -30,7 +31,7 @@ REDUCE = "max_pool_3x3(0) + sep_conv_3x3(1)"
 
 
 def signature(space: DartsSpace, architecture: Architecture, inputs: TensorSpec = IMAGES) -> str:
-    return network_signature(space, architecture, inputs=inputs, num_classes=10)
+    return network_signature(space, architecture, inputs=inputs, num_classes=10).key
 
 
 def cells(space: DartsSpace, normal: str, reduce: str | None = None) -> Architecture:
@@ -143,7 +144,8 @@ def test_width_depth_classes_and_image_size_are_seen() -> None:
         signature(SPACE, cells(SPACE, text), TensorSpec(shape=shape))
         for shape in [(3, 16, 16), (1, 32, 32), (1, 64, 64)]
     ]
-    values.append(network_signature(SPACE, cells(SPACE, text), inputs=IMAGES, num_classes=7))
+    seven = network_signature(SPACE, cells(SPACE, text), inputs=IMAGES, num_classes=7)
+    values.append(seven.key)
     assert len(set(values)) == len(values)
 
 
@@ -156,7 +158,7 @@ def test_the_value_is_the_same_in_every_process() -> None:
         "from zoo.spec import TensorSpec\n"
         "space = DartsSpace(cells=3, channels=4, nodes=3)\n"
         "print(network_signature(space, space.sample(random.Random(1)),"
-        " inputs=TensorSpec(shape=(1, 16, 16)), num_classes=10))"
+        " inputs=TensorSpec(shape=(1, 16, 16)), num_classes=10).key)"
     )
     here = signature(SPACE, SPACE.sample(random.Random(1)))
     for threads, hash_seed in (("1", "1"), ("3", "2")):
@@ -214,7 +216,7 @@ def drawn(draw: Draw) -> str:
         Architecture(space={}, choices=()),
         inputs=IMAGES,
         num_classes=2,
-    )
+    ).key
 
 
 def test_dead_branches_identities_zeros_and_order_are_nothing() -> None:
@@ -262,27 +264,24 @@ def test_repeated_operations_without_weights_are_one() -> None:
     assert drawn(shared) == drawn(repeated)
 
 
-def test_the_canonical_order_is_that_of_no_drawing() -> None:
-    def build(order: Sequence[int]) -> Graph:
+def test_drawings_that_differ_in_writing_alone_are_recognised() -> None:
+    def build(order: Sequence[int], dead: bool) -> Graph:
         graph = Graph(TensorSpec(shape=(2, 6, 6)))
         x = graph.input()
-        ends = {}
+        ends = []
         for at in order:
-            end = conv(graph, x)
+            end = graph.identity(conv(graph, x, f"conv {at}"))
             for _ in range(at):
                 end = conv(graph, end)
-            ends[at] = end
-        graph.concat(*(ends[at] for at in sorted(order, key=lambda at: -at)))
+            ends.append(end)
+        if dead:
+            conv(graph, x)
+        graph.add(graph.zero(like=x), *ends)
         return graph
 
-    drawings = [canonical(build(order)) for order in permutations(range(3))]
-    shapes = {
-        tuple((item.key, item.vertex.op, item.vertex.inputs) for item in drawing)
-        for drawing in drawings
-    }
-    assert len(shapes) == 1
-    keys = [item.key for item in drawings[0]]
-    assert len(set(keys)) == len(keys)
+    drawings = [build(order, dead) for order in permutations(range(3)) for dead in (False, True)]
+    assert len({drawing_key(drawing) for drawing in drawings}) == 1
+    assert drawing_key(build(range(2), False)) != drawing_key(drawings[0])
 
 
 # Spaces that cannot draw themselves fall back to the built module.
@@ -326,7 +325,7 @@ def plain(choices: tuple[int, ...], inputs: TensorSpec = IMAGES) -> str:
         Architecture(space={"name": "plain"}, choices=choices),
         inputs=inputs,
         num_classes=10,
-    )
+    ).key
 
 
 def test_a_space_without_a_graph_is_hashed_by_its_module() -> None:
@@ -343,3 +342,95 @@ def test_a_module_that_rejects_the_images_is_named() -> None:
         InvalidInputError, match=r"\(1, 0, 0\) does not run on images of \[3, 8, 8\]"
     ):
         plain((1, 0, 0), TensorSpec(shape=(3, 8, 8)))
+
+
+# Built modules: what matters is the tensors of parameters, not who holds them.
+
+
+class ByHand(nn.Module):
+    """Convolution, batch norm and dense layer from parameters of its own, in another order."""
+
+    def __init__(self, twice: bool = False) -> None:
+        super().__init__()
+        self.dead = nn.Parameter(torch.zeros(7))
+        self.dense = nn.Parameter(torch.zeros(5, 4))
+        self.bias = nn.Parameter(torch.zeros(5))
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.scale = nn.Parameter(torch.zeros(4))
+        self.kernel = nn.Parameter(torch.zeros(4, 1, 3, 3))
+        self.twice = twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(x, self.kernel, padding=1)
+        x = nn.functional.batch_norm(x, None, None, self.scale, self.shift, training=True)
+        x = x.relu().mean((2, 3)) + 0 * self.dead[0]
+        return x @ self.dense.T + (2 if self.twice else 1) * self.bias
+
+
+def of_module(module: nn.Module, **kwargs: object) -> str:
+    found = identify_program(Built(module), TensorSpec(shape=(1, 6, 6)), **kwargs)  # type: ignore[arg-type]
+    return found.signature.key
+
+
+def by_layers() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.Identity(), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
+    )  # fmt: skip
+
+
+def test_modules_of_the_same_parameters_are_one_however_they_are_coded() -> None:
+    assert of_module(by_layers()) == of_module(ByHand())
+    assert of_module(ByHand()) != of_module(ByHand(twice=True))
+
+
+def test_seed_and_order_of_the_data_are_part_of_the_hash() -> None:
+    values = [
+        of_module(by_layers()),
+        of_module(by_layers(), seed=1),
+        of_module(by_layers(), order=(1, 0)),
+        of_module(by_layers(), order=(0,)),
+    ]
+    assert len(set(values)) == 4
+
+
+def test_an_activation_and_a_probability_of_dropout_are_seen() -> None:
+    def layers(*middle: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), *middle, nn.Linear(8, 3))
+
+    found = [
+        of_module(layers(*middle))
+        for middle in ((nn.GELU(),), (nn.SiLU(),), (nn.SiLU(), nn.Dropout(0.5)))
+    ]
+    assert len(set(found)) == 3
+    assert of_module(layers(nn.SiLU(), nn.Dropout(0.5))) == found[2]
+
+
+def test_equal_branches_may_be_registered_in_any_order() -> None:
+    class Branches(nn.Module):
+        def __init__(self, order: Sequence[int]) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Linear(36, 36) for _ in range(3))
+            self.order = order
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.flatten(1)
+            a, b, c = (self.branches[at] for at in self.order)
+            return a(x).tanh() + b(c(x).tanh()).tanh()
+
+    assert len({of_module(Branches(order)) for order in permutations(range(3))}) == 1
+
+
+def test_an_offset_behind_a_zero_path_is_a_constant_that_is_learned() -> None:
+    class ZeroPath(nn.Module):
+        def __init__(self, affine: bool | None) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)
+            self.norm = None if affine is None else nn.BatchNorm2d(2, affine=affine)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return (y if self.norm is None else y + self.norm(0 * y)).flatten(1)
+
+    none, fixed, learned = (of_module(ZeroPath(affine)) for affine in (None, False, True))
+    assert none == fixed != learned

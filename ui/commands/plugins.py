@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import click
 
 from ui.catalogue import Entry, catalogue
+from ui.commands.process import become
+from ui.request_text import settings
 from ui.terminal import Group, Terminal, pass_terminal
 
 
@@ -60,6 +62,33 @@ def space_list(terminal: Terminal) -> None:
 def space_show(terminal: Terminal, name: str) -> None:
     """Show one search space and the default of each parameter."""
     _show(terminal, "search space", name, _entries(terminal, "spaces"))
+
+
+@space.command("hash")
+@click.argument("name", metavar="SPACE")
+@click.option("--stdin", is_flag=True, required=True, help="Read architectures, one a line.")
+@click.option("-p", "params", multiple=True, metavar="NAME=VALUE", help="Setting of the space.")
+@click.option("--inputs", default="3,32,32", show_default=True, help="Channels, height, width.")
+@click.option("--classes", type=int, default=10, show_default=True, help="Number of classes.")
+@click.option("--processes", type=int, default=0, help="How many to use; every core if not given.")
+@click.option("--no-memo", is_flag=True, help="Run every network, also those drawn alike.")
+def space_hash(
+    name: str,
+    stdin: bool,
+    params: tuple[str, ...],
+    inputs: str,
+    classes: int,
+    processes: int,
+    no_memo: bool,
+) -> None:
+    """Print one functional hash a line: equal where networks compute the same.
+
+    A line is what the space writes of an architecture (of NAS-Bench-201 the usual string), or
+    its choices as a JSON list.
+    """
+    words = ["hash", name, "--params", json.dumps(settings(params)), "--inputs", inputs]
+    words += ["--classes", str(classes), "--processes", str(processes)]
+    become("workers", [*words, *(["--no-memo"] if no_memo else [])])
 
 
 @method.command("list")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from zoo.canonical import Json
 from zoo.errors import NotFoundError, StaleTokenError
 from zoo.spec import Evaluation
 from zoo.store.database import Database
@@ -73,6 +75,20 @@ class SqlEvaluations:
         )
         with self._database.read() as session:
             return tuple((row.key, _evaluation_of(row)) for row in session.scalars(statement))
+
+    def info(self, key: str) -> dict[str, Any]:
+        with self._database.read() as session:
+            row = session.get(EvaluationRow, key)
+            if row is None:
+                raise NotFoundError(f"there is no evaluation {key}")
+            return dict(row.info or {})
+
+    def certify(self, key: str, architecture: str, certificate: Mapping[str, Json]) -> None:
+        with self._database.write() as session:
+            row = self._row(session, key)
+            info = row.info or {}
+            certificates = {**info.get("certificates", {}), architecture: dict(certificate)}
+            row.info = document({**info, "certificates": certificates})
 
     def _row(self, session: Session, key: str) -> EvaluationRow:
         row = session.scalars(

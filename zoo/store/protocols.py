@@ -327,6 +327,16 @@ class EvaluationStore(Protocol):
     def abandon(self, key: str, token: int) -> None:
         """Give the claim back without a result."""
 
+    def info(self, key: str) -> dict[str, Any]:
+        """Return what ``finish`` was told of ``key``, and its ``certificates``.
+
+        Raises:
+            NotFoundError: Nobody has claimed it.
+        """
+
+    def certify(self, key: str, architecture: str, certificate: Mapping[str, Json]) -> None:
+        """Keep the outcome of comparing what was evaluated with another architecture."""
+
     def find(self, signature: str) -> tuple[tuple[str, Evaluation], ...]:
         """Return ``(key, evaluation)`` of everything evaluated with this signature."""
 
