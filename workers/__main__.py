@@ -17,15 +17,15 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str]) -> int:
     """Run one process to its end and return its exit code."""
-    if argv and argv[0] == "demo":  # it has options of its own
-        return int(importlib.import_module("workers.demo").main(list(argv[1:])))
-    options = parser().parse_args(argv)
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
     try:
+        if argv and argv[0] == "demo":  # it has options of its own
+            return int(importlib.import_module("workers.demo").main(list(argv[1:])))
+        options = parser().parse_args(argv)
+        logging.basicConfig(
+            level=options.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
         return int(importlib.import_module("workers.commands").run(options))
     except BlockyardError as error:
         sys.stderr.write(f"error: {error}\n")

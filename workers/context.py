@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from workers.protocols import JobQueue
 from workers.session import Session
@@ -21,19 +21,25 @@ WARN_AFTER_S = 10.0
 """How long to wait for another worker before the job's log says what it waits for."""
 
 
+class Help(Protocol):
+    """Runs short jobs of others; ``blocked`` says that the caller can do nothing else."""
+
+    def __call__(self, *, blocked: bool = False) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
     """One job at work.
 
-    ``devices`` are those this worker owns. ``help`` runs what others wait for on them
-    (latency measurements), so that two searches that need each other's devices both go on.
+    ``devices`` are those this worker owns. ``help`` runs what others wait for on them,
+    so that two jobs that need each other's devices both go on.
     """
 
     session: Session
     trainer: Trainer
     devices: tuple[Device, ...]
     queue: JobQueue | None
-    help: Callable[[], None]
+    help: Help
 
     @property
     def store(self) -> Store:
@@ -121,7 +127,7 @@ class JobContext:
         started = time.monotonic()
         warned = False
         while not child.state.final:
-            self.help()
+            self.help(blocked=True)
             self.session.pause(self.session.timing.poll_s)
             self.session.check()
             child = self.store.jobs.job(child.id)

@@ -9,6 +9,7 @@ left behind belongs to no chain and is collected as garbage.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -127,9 +128,14 @@ class Publisher:
             timeout_s=request.max_candidate_s * longer, memory_bytes=request.max_memory_bytes
         )
 
+        started = time.monotonic()
+
         def progress(news: Mapping[str, Any]) -> None:
             message = f"winner {number + 1} of {request.winners}: {news['message']}"
-            self._tell(number, message, news["done"], news["total"])
+            done, total = news["done"], news["total"]
+            each = (time.monotonic() - started) / max(1, done)
+            left = total - done + total * (request.winners - number - 1)
+            self._tell(number, message, done, total, eta_s=each * left if done else None)
 
         self._tell(number, f"winner {number + 1} of {request.winners}: training", 0, 1)
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -189,13 +195,16 @@ class Publisher:
             card["latency"] = latency_card(latency, self._target.to_json())
         return card
 
-    def _tell(self, number: int, message: str, done: int, total: int) -> None:
+    def _tell(
+        self, number: int, message: str, done: int, total: int, *, eta_s: float | None = None
+    ) -> None:
         share = done / total if total else 0.0
         self._context.session.progress(
             step=round(100 * (number + share)),
             total=100 * self._request.winners,
             message=message,
             phase="winners",
+            eta_s=eta_s,
         )
 
 

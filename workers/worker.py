@@ -198,17 +198,23 @@ class Worker:
                     self._queue.send(job.id)
                 return job
 
-    def _help(self) -> None:
-        """Run measurements that others wait for on our devices, between two own steps."""
+    def _help(self, *, blocked: bool = False) -> None:
+        """Run what others wait for on our devices.
+
+        Between two own steps that is a measurement; while ``blocked``, waiting for another
+        worker, everything but a search, since that worker may be waiting for us.
+        """
         now = time.monotonic()
         if now - self._helped_at < self.timing.poll_s:
             return
         self._helped_at = now
-        waiting = self._store.jobs.jobs(JobQuery(kind=JobKind.MEASURE, state=JobState.QUEUED))
         mine = refs(self.devices)
-        for job in waiting.items:
-            if job.device in mine:
-                self.run(job.id)
+        for kind in JobKind:
+            if kind is JobKind.MEASURE or (blocked and kind is not JobKind.SEARCH):
+                waiting = self._store.jobs.jobs(JobQuery(kind=kind, state=JobState.QUEUED))
+                for job in waiting.items:
+                    if job.device in mine:
+                        self.run(job.id)
 
     def _announce(self) -> None:
         self._store.devices.announce(

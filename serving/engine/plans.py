@@ -13,12 +13,11 @@ from serving.engine.requests import Key, Piece, Plan, Segment
 from serving.engine.types import EngineBlock, Runtime
 from serving.runners.checks import row_checker
 from serving.runners.inputs import random_input
-from serving.runners.onnx_export import export_onnx
-from serving.runners.onnx_runner import OnnxRunner
 from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner, prepared
 from serving.scheduler import SegmentQueue, VirtualTime
 from zoo.builders import ChainModule
+from zoo.spec import TensorSpec
 
 _END = ""
 
@@ -151,16 +150,7 @@ class Residents:
         first, last = run[0], run[-1]
         modules = [self._module(block) for block in run]
         chain = ChainModule(*modules).eval()
-        runner: BlockRunner
-        if self.runtime == "onnx":
-            data = export_onnx(chain, first.inputs, last.outputs)
-            runner = OnnxRunner(
-                data, first.inputs, last.outputs, device=self.device, threads=self.threads
-            )
-        else:
-            runner = TorchRunner(
-                chain, first.inputs, last.outputs, device=self.device, precision=self.precision
-            )
+        runner = self._runner(chain, first.inputs, last.outputs)
         queue = SegmentQueue[Piece](self.virtual, cost_s=0.0)
         segment = Segment(
             key=key,
@@ -175,6 +165,18 @@ class Residents:
         for block_id in set(key):
             self._blocks[block_id].segments += 1
         return segment
+
+    def _runner(
+        self, chain: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> BlockRunner:
+        if self.runtime == "torch":
+            return TorchRunner(chain, inputs, outputs, device=self.device, precision=self.precision)
+        # A host without ONNX still serves with PyTorch.
+        from serving.runners.onnx_export import export_onnx
+        from serving.runners.onnx_runner import OnnxRunner
+
+        data = export_onnx(chain, inputs, outputs)
+        return OnnxRunner(data, inputs, outputs, device=self.device, threads=self.threads)
 
     def _module(self, block: EngineBlock) -> nn.Module:
         resident = self._blocks.get(block.id)

@@ -85,9 +85,7 @@ class ToySpace:
             params["fault"] = self.faults[str(width)]
         return (
             BlockSpec(op="toy.stem", params=params, inputs=(inputs,), outputs=(hidden,)),
-            BlockSpec(
-                op="toy.head", inputs=(hidden,), outputs=(TensorSpec(shape=(num_classes,)),)
-            ),
+            BlockSpec(op="toy.head", inputs=(hidden,), outputs=(TensorSpec(shape=(num_classes,)),)),
         )
 
     def build(
