@@ -42,8 +42,8 @@ class MethodContext:
 
     ``directions`` defaults to those of ``zoo.spec.METRICS``. ``data`` is set for methods
     that train (``trains = True``), ``evaluator`` for those that sample. ``latencies`` are
-    milliseconds by layer, measured on the target device for methods that want them
-    (``wants_latencies = True``).
+    what a class's ``measure_latencies`` returned on the target device, for methods whose
+    ``wants_latencies(params, limits)`` is true.
     """
 
     space: SearchSpace

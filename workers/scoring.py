@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,9 @@ from zoo.store.protocols import Claimed
 
 MEASURE_S = 300.0
 """Time limit of one latency measurement, export included."""
+
+LAYERS_S = 1800.0
+"""Time limit of measuring every layer of a space."""
 
 LATENCY_VERSION = 1
 """Raised whenever measuring would give other numbers on the same device."""
@@ -161,6 +165,53 @@ class Scorer:
             device=self._target.id,
         )
 
+    def latency_ms(self, architecture: Architecture) -> float:
+        """Return an untrained architecture's latency, measured once for all who ask.
+
+        Raises:
+            TrainerError: It cannot be measured.
+            JobStoppedError: The job was told to stop.
+        """
+        signature = self._persistently(lambda: self._signature(architecture))
+        info = {"signature": signature, "architecture": architecture.id, "data": self._digest}
+        return self._latency(architecture, signature, {}, info).metrics["latency_ms"]
+
+    def layer_latencies(self) -> dict[str, float] | None:
+        """Return the latencies of the space's layers on the target device, if it is ours.
+
+        They are measured once for all searches of the same space, task and device.
+        """
+        if not self._context.owns(self._target):
+            return None
+        terms: dict[str, Json] = {
+            "layers": self._request.space.model_dump(),
+            "method": self._request.method.name,
+            "data": self._digest,
+            "latency": self._latency_terms(),
+        }
+        info: dict[str, Any] = {"kind": "layers", "data": self._digest}
+        return dict(self._once(terms, info, self._measure_layers)[0].metrics)
+
+    def _measure_layers(self) -> Evaluation:
+        request = self._request
+        args = {
+            "space": request.space.model_dump(),
+            "method": request.method.name,
+            "data": request.data,
+            "runtime": request.runtime,
+            "batch": request.batch,
+            "device": self._target.name,
+        }
+        started = time.monotonic()
+        with self._context.session.device(self._target.id, "exclusive"):
+            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
+        return Evaluation(
+            metrics=numbers(head["latencies"]),
+            cost_s=time.monotonic() - started,
+            job=self._context.job.id,
+            device=self._target.id,
+        )
+
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
         self._put(candidate)
         try:
@@ -206,11 +257,7 @@ class Scorer:
         )
         metrics, cost_s = dict(trained.metrics), trained.cost_s
         if "latency_ms" not in metrics:  # an evaluator may know it, from a table say
-            timed, _ = self._once(
-                {"latency": self._latency_terms(), "signature": signature, **unique},
-                info | {"kind": "latency"},
-                lambda: self._measure(architecture),
-            )
+            timed = self._latency(architecture, signature, unique, info)
             metrics |= timed.metrics
             cost_s += timed.cost_s
         ours = trained.job == candidate.job and signature not in self._seen
@@ -227,6 +274,19 @@ class Scorer:
             saved_s=trained.cost_s if hit else 0.0,
             cost_s=0.0 if hit else cost_s,
         )
+
+    def _latency(
+        self,
+        architecture: Architecture,
+        signature: str,
+        unique: Mapping[str, Json],
+        info: Mapping[str, Any],
+    ) -> Evaluation:
+        return self._once(
+            {"latency": self._latency_terms(), "signature": signature, **unique},
+            {**info, "kind": "latency"},
+            lambda: self._measure(architecture),
+        )[0]
 
     def _once(
         self, terms: Mapping[str, Json], info: dict[str, Any], compute: Callable[[], Evaluation]

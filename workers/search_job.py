@@ -7,6 +7,7 @@ number of the next candidate; everything else is on record in SQL.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ from zoo.spec import Architecture
 
 CHECKPOINT_SHARE = 0.05
 """At most this share of the time goes into checkpoints; big ones are written less often."""
+
+CAPPED_TRIES = 16
+"""Derived networks measured at most before a search says that its latency cap is not met."""
 
 SPARE_WINNERS = 2
 """Next best ones, kept in case the training of a winner fails."""
@@ -108,7 +112,7 @@ class _Search:
             if self._state.search is not None:
                 method.load_state_dict(self._state.search)
             self._drive(method, Arm.SEARCH)
-            best = method.best(self._request.winners + SPARE_WINNERS)
+            best = self._derive(method)
         finally:
             if isinstance(method, RemoteMethod):
                 method.close()
@@ -123,6 +127,50 @@ class _Search:
         self._state.search = None
         self._enter("baseline" if self._request.baseline else "winners")
         return best
+
+    def _derive(self, method: SearchMethod) -> list[Architecture]:
+        """Return what the method found; under a latency cap only what meets it when measured.
+
+        Raises:
+            InfeasibleError: The method promises to meet a cap, but no network does.
+        """
+        count = self._request.winners + SPARE_WINNERS
+        cap = next((item.max for item in self._request.limits if item.metric == "latency_ms"), None)
+        if cap is None or not getattr(method_class(self._request.method.name), "caps_latency", 0):
+            return method.best(count)
+        kept: list[Architecture] = []
+        least = math.inf
+        for architecture in method.best(CAPPED_TRIES):
+            self._session.check()
+            latency_ms = self._scorers[Arm.SEARCH].latency_ms(architecture)
+            least = min(least, latency_ms)
+            if latency_ms <= cap:
+                kept.append(architecture)
+            else:
+                self._session.log(f"{latency_ms:.4g} ms measured, above the cap of {cap:g} ms")
+            if len(kept) == count:
+                break
+        if not kept:
+            raise InfeasibleError(
+                f"no derived network has latency_ms of at most {cap:g}: the smallest reachable "
+                f"measured {least:.6g} ms on {self._scorers[Arm.SEARCH].target.name}"
+            )
+        return kept
+
+    def _latencies(self) -> dict[str, float] | None:
+        """Return measured latencies of layers for a method that wants them."""
+        cls: Any = method_class(self._request.method.name)
+        params, limits = self._request.method.params, self._request.limits
+        if not hasattr(cls, "wants_latencies") or not cls.wants_latencies(params, limits):
+            return None
+        found = self._scorers[Arm.SEARCH].layer_latencies()
+        if found is None:
+            self._session.log(
+                "the target device is another worker's: layers are priced by a roofline, and "
+                "derived networks measured there",
+                level="warning",
+            )
+        return found
 
     def _score_found(self, found: list[Architecture]) -> None:
         """Score what a gradient method derived as any candidate, so that fronts compare."""
@@ -147,7 +195,12 @@ class _Search:
     def _method(self, arm: Arm, name: str, params: Mapping[str, Any]) -> SearchMethod:
         request = self._request
         if arm is Arm.SEARCH and self._trains:
-            return RemoteMethod(self._context, request, step_s=self._session.timing.step_s)
+            return RemoteMethod(
+                self._context,
+                request,
+                step_s=self._session.timing.step_s,
+                latencies=self._latencies(),
+            )
         method_context = MethodContext(
             space=self._space,
             seed=request.seed,

@@ -237,6 +237,14 @@ class MBConvSpace:
         )
         return " | ".join(" ".join(next(names) for _ in range(depth)) for depth in self.depths)
 
+    def parse(self, text: str) -> Architecture:
+        """Return the architecture whose ``summary`` is ``text``.
+
+        Raises:
+            InvalidInputError: ``text`` names too many or too few operations, or unknown ones.
+        """
+        return self.encode(text.replace("|", " ").split())
+
     def stem_specs(self, inputs: TensorSpec) -> tuple[BlockSpec, BlockSpec]:
         """Return the two fixed blocks before the searched ones."""
         stem = conv_spec(inputs, channels=self.stem, kernel=3, stride=self.stem_stride or 1)

@@ -10,7 +10,7 @@ whole network in the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,44 @@ def cost_table(
             if item is not None:
                 ops[row, column] = cost(*item)
     return CostTable(math.fsum(cost(layer, spec) for layer, spec in fixed), ops)
+
+
+def measure_latencies(
+    space: MBConvSpace,
+    measure: Callable[[Sequence[BlockSpec]], float],
+    *,
+    inputs: TensorSpec,
+    num_classes: int,
+) -> dict[str, float]:
+    """Measure every distinct layer, and two whole networks by which their sum is corrected.
+
+    A layer measured alone has overheads that a network pays once, and loses what caches
+    keep between layers. So all layers are scaled, and an overhead added, such that the
+    sums of the smallest and the largest network are what was measured of them.
+
+    Args:
+        space: Whose layers to measure.
+        measure: Returns the milliseconds of a chain of blocks with fresh weights.
+        inputs: One image.
+        num_classes: Classes of the task.
+
+    Returns:
+        Milliseconds by ``str(layer)`` and ``overhead``.
+    """
+    task: dict[str, Any] = {"inputs": inputs, "num_classes": num_classes}
+    alone = {layer: measure([spec]) for layer, spec in layers(space, **task).items()}
+    table = latency_tensor(space, alone.__getitem__, **task)
+    cardinalities = space.cardinalities()
+    rows = [row[:n] for row, n in zip(table.ops.tolist(), cardinalities, strict=True)]
+    extremes = [tuple(row.index(pick(row)) for row in rows) for pick in (min, max)]
+    sums = [table.total(choices) for choices in extremes]
+    whole = [measure(space.blocks(space.architecture(item), **task)) for item in extremes]
+    if sums[1] > sums[0] and whole[1] > whole[0]:
+        scale = (whole[1] - whole[0]) / (sums[1] - sums[0])
+    else:
+        scale = whole[1] / sums[1]
+    found = {str(layer): scale * value for layer, value in alone.items()}
+    return found | {OVERHEAD: whole[0] - scale * sums[0]}
 
 
 def named_lookup(latencies: Mapping[str, float]) -> Callable[[Layer], float]:

@@ -62,11 +62,11 @@ class ArchParameters:
     def draw(self, *labels: str | int, two: bool = False) -> Draw:
         """Draw all gates; ``labels`` name the draw.
 
-        With ``two`` an edge first draws two operations; edges of one operation forbid it.
+        With ``two`` an edge first draws two of its operations, then one of these.
         """
         generator = self._generator("gates", *labels)
         noise = gumbel(tuple(self.alphas.shape), generator).to(self._device)
-        if not two:
+        if not two or self.alphas.shape[1] == 1:
             return draw_one(self.alphas, self.mask, noise)
         second = gumbel((len(self.alphas), 2), generator).to(self._device)
         return draw_two(self.alphas, self.mask, noise, second)

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas.methods.proxyless.batches import Batches
-from nas.methods.proxyless.costs import CostTable, parse_latencies
+from nas.methods.proxyless.costs import CostTable, measure_latencies, parse_latencies
 from nas.methods.proxyless.derive import likeliest, within
 from nas.methods.proxyless.gates import one_hot, reinforce
 from nas.methods.proxyless.parameters import ArchParameters
@@ -105,7 +105,15 @@ class Proxyless:
     """
 
     trains = True
-    wants_latencies = True
+    caps_latency = True
+    measure_latencies = staticmethod(measure_latencies)
+
+    @classmethod
+    def wants_latencies(cls, params: Mapping[str, Any], limits: Sequence[Limit]) -> bool:
+        """Say whether a search with these parameters needs latencies measured for it."""
+        capped = any(item.metric == "latency_ms" and item.max is not None for item in limits)
+        in_loss = params.get("cost", "latency") == "latency" and params.get("loss") != "none"
+        return params.get("table") is None and (capped or in_loss)
 
     def __init__(
         self,
