@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from nas.cost import cost
 from nas.identity import network_signature
@@ -14,6 +16,7 @@ from nas.methods.proxyless.supernet import Supernet
 from nas.spaces.mbconv import ZERO, MBConvSpace
 from nas.spaces.mbconv_published import PUBLISHED, published
 from zoo.builders import build
+from zoo.canonical import canonical_json
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
 from zoo.families.mbconv import MBConv, block_spec, classifier_spec, conv_spec
 from zoo.spec import BlockSpec, TensorSpec
@@ -141,6 +144,21 @@ def test_a_skip_adds_the_input() -> None:
     torch.testing.assert_close(block(x), x + block.layers(x))  # type: ignore[operator]
     with pytest.raises(IncompatibleShapeError, match="can have no skip"):
         block_spec(inputs, channels=5, expand=2, kernel=3, stride=1, skip=True)
+
+
+def test_a_classifier_survives_json_whose_numbers_lost_their_fraction() -> None:
+    spec = classifier_spec(TensorSpec(shape=(4, 2, 2)), num_classes=3)
+    again = BlockSpec.from_json(json.loads(canonical_json(spec.to_json())))
+    assert again.id == spec.id
+    assert build(again)(torch.zeros(2, 4, 2, 2)).shape == (2, 3)
+    dropped = classifier_spec(TensorSpec(shape=(4, 2, 2)), num_classes=3, dropout=0.25)
+    (dropout,) = (part for part in build(dropped).modules() if isinstance(part, nn.Dropout))
+    assert dropout.p == 0.25
+    wrong = BlockSpec(
+        op=spec.op, params={"dropout": "no"}, inputs=spec.inputs, outputs=spec.outputs
+    )
+    with pytest.raises(InvalidInputError, match="has dropout='no'"):
+        build(wrong)
 
 
 def test_weights_start_with_the_fan_out_of_the_whole_convolution() -> None:

@@ -228,6 +228,8 @@ def build_classifier(spec: BlockSpec) -> nn.Module:
     num_classes = spec.outputs[0].shape[0]
     if num_classes is None:
         raise IncompatibleShapeError("the number of classes of a classifier cannot vary")
-    dropout = _param(spec, "dropout", float)
+    dropout = spec.params.get("dropout")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise InvalidInputError(f"{spec.op} has dropout={dropout!r}; it takes a number")
     _confirm(spec, classifier_spec(spec.inputs[0], num_classes=num_classes, dropout=dropout))
     return Classifier(_image(spec.inputs[0])[0], num_classes, dropout=dropout)

@@ -34,7 +34,6 @@ Differs from the official code, on purpose:
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -92,7 +91,7 @@ class Proxyless:
         weight: Factor of ``add#linear``.
         table: Milliseconds by key of the ProxylessNAS tables (numbers, or ``{"mean": …}``);
             None takes what was measured on the target device, or else a roofline.
-        rl_updates: Updates of α an epoch by REINFORCE.
+        rl_updates: Updates of α an epoch by REINFORCE, at most one a batch.
         rl_samples: Networks sampled for each.
         rl_batch_size: Held-out images on which each is scored.
         rl_exponent: Of ``ref / cost`` in the reward.
@@ -274,8 +273,12 @@ class Proxyless:
         batches = self.steps_per_epoch
         if self._by_gradient:
             return int((index + 1) % min(self._arch_every, batches) == 0)
-        updates = self._rl[0]
-        return Counter(int((i + 1) * batches / updates - 1) for i in range(updates))[index]
+        # The last batches of as many runs of batches, the first of which are one longer.
+        length, longer = divmod(batches, min(self._rl[0], batches))
+        done = index + 1
+        if done <= longer * (length + 1):
+            return int(done % (length + 1) == 0)
+        return int((done - longer) % length == 0)
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of the weights at ``step``, counted from 0: a cosine each phase."""
