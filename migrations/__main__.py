@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     except BlockyardError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(f"{revision}\n")
+    sys.stdout.write(f"{json.dumps({'revision': revision}) if options.json else revision}\n")
     return 0
 
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("revision", nargs="?", help="default: head for upgrade, -1 for downgrade")
     parser.add_argument("--db", required=True, metavar="URL", help="e.g. sqlite:///zoo.db")
+    parser.add_argument("--json", action="store_true", help="print the revision as JSON")
     return parser
 
 

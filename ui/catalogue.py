@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import EnvironmentUnfitError
@@ -14,20 +14,7 @@ if TYPE_CHECKING:
     from zoo.client import Zoo
 
 Entry = Mapping[str, Any]
-KINDS = ("spaces", "methods", "data", "evaluators")
-
 _PRINT = "import json, nas.plugins; print(json.dumps(nas.plugins.catalogue()))"
-
-
-def of_workers(zoo: Zoo) -> dict[str, list[Entry]]:
-    """Merge what live workers announced; of entries with one name the first counts."""
-    found: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
-    for worker in zoo.workers():
-        announced: Mapping[str, Any] = worker.catalogue
-        for kind in KINDS:
-            for entry in announced.get(kind) or ():
-                found[kind].setdefault(entry["name"], entry)
-    return {kind: list(entries.values()) for kind, entries in found.items()}
 
 
 def of_this_machine() -> dict[str, list[Entry]]:
@@ -40,9 +27,11 @@ def of_this_machine() -> dict[str, list[Entry]]:
     return found
 
 
-def catalogue(zoo: Zoo) -> dict[str, list[Entry]]:
+def catalogue(zoo: Zoo) -> Mapping[str, Sequence[Entry]]:
     """Return what live workers offer, or what is installed here where none lives."""
-    live = of_workers(zoo)
+    from zoo.catalogue import catalogue as merged
+
+    live = merged(zoo.workers())
     return live if any(live.values()) else of_this_machine()
 
 

@@ -71,6 +71,9 @@ def run(arguments: Sequence[str]) -> int:
         # The reader (head, less) went away; Python would complain again at exit.
         sys.stderr.close()
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
     return code if isinstance(code, int) else 0
 
 

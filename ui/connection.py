@@ -40,7 +40,7 @@ class Connection:
         from zoo.client import Zoo
 
         self.make_folder()
-        return Zoo(self.url, api_key=self.api_key, files=self.files)
+        return Zoo(self.url, api_key=self.api_key, files=self.files, data=self.data)
 
     def make_folder(self) -> None:
         """Make the folder of the default database, so that a first command just works."""

@@ -89,13 +89,13 @@ class Site:
         """Draw a link to a job's page under its name, or its short id."""
         self.link("job", job_title(job), icon=icon, job=job.id)
 
-    def catalogue(self) -> dict[str, list[Entry]]:
+    def catalogue(self) -> Mapping[str, Sequence[Entry]]:
         """Return what can be searched, asked at most once a minute."""
         return known_catalogue(self.connection)
 
 
 @st.cache_data(ttl=60, show_spinner="Asking what can be searched…")
-def known_catalogue(connection: Connection) -> dict[str, list[Entry]]:
+def known_catalogue(connection: Connection) -> Mapping[str, Sequence[Entry]]:
     """Return the catalogue of the workers behind a connection."""
     return catalogue(connect(connection))
 

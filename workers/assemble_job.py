@@ -7,14 +7,14 @@ from typing import cast
 
 from workers.context import JobContext
 from workers.profile_job import RUNTIMES, measure_subject, profile_blocks, time_blocks
-from workers.publish import latency_card, versions
+from workers.publish import UNFINISHED, latency_card, versions
 from workers.supervisor import Limits
 from zoo.assembly import Assembly, Metrics, assemble
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, NotFoundError, TrainerError
 from zoo.jobs import JobKind
 from zoo.schemas import AssembleRequest, parse_request
-from zoo.spec import Block, Chain, Device
+from zoo.spec import Block, Chain, Device, Profile
 from zoo.store.protocols import ChainQuery, Edge
 
 EVALUATE_S = 600.0
@@ -42,7 +42,7 @@ class _Assembler:
         self._context = context
         self._request = request
         self._device = device
-        self._measured = 0
+        self._measured: dict[str, Profile] = {}
 
     def run(self) -> Mapping[str, Json]:
         chains = self._chains()
@@ -56,11 +56,11 @@ class _Assembler:
             evaluate=self._evaluate,
         )
         chain = self._store(chosen, chains) if chosen.parents else chosen.chain
-        measure_subject(
-            self._context, chain, self._device, (self._request.runtime,), (self._request.batch,)
-        )
+        self._context.store.blocks.put_profile(self._measured[chain.id])
         if self._request.name is not None:
-            self._context.store.blocks.set_alias(self._request.name, chain.id)
+            self._context.store.blocks.set_alias(
+                self._request.name, chain.id, owner=self._context.job.owner, guard=True
+            )
         return {
             "chain": chain.id,
             "metrics": plain(chosen.metrics),
@@ -74,7 +74,7 @@ class _Assembler:
         cursor = None
         while True:
             page = self._context.store.blocks.chains(query, limit=500, cursor=cursor)
-            chains += page.items
+            chains += (chain for chain in page.items if chain.card != UNFINISHED)
             cursor = page.next
             if cursor is None:
                 return chains
@@ -104,11 +104,11 @@ class _Assembler:
         return None
 
     def _measure(self, chain: Chain) -> Metrics:
-        self._measured += 1
-        self._tell(f"measuring finalist {self._measured}: {chain.id[:12]}")
+        self._tell(f"measuring finalist {len(self._measured) + 1}: {chain.id[:12]}")
         runtime, batch = self._request.runtime, self._request.batch
-        timing = time_blocks(self._context, chain, self._device, (runtime,), (batch,))[0]
-        return {"latency_ms": timing["median_ms"], "latency_p95_ms": timing["p95_ms"]}
+        (profile,) = time_blocks(self._context, chain, self._device, (runtime,), (batch,))
+        self._measured[chain.id] = profile
+        return {"latency_ms": profile.median_ms, "latency_p95_ms": profile.p95_ms}
 
     def _evaluate(self, chain: Chain) -> Metrics:
         """Run a recombination on the data of its parents' card."""
@@ -122,7 +122,7 @@ class _Assembler:
             "device": device.name,
         }
         blobs = tuple(self._context.store.files.get(block.weights) for block in chain.blocks)
-        with self._context.session.device(device.id, "shared"):
+        with self._context.session.device(device, "shared"):
             head = self._context.call(
                 "accuracy", args, blobs, limits=Limits(timeout_s=EVALUATE_S)
             ).head
@@ -143,7 +143,7 @@ class _Assembler:
         return page.items[0].card
 
     def _store(self, chosen: Assembly, chains: Sequence[Chain]) -> Chain:
-        """Keep a recombination: exported, measured, with its own scores and its parents."""
+        """Keep a recombination: exported, with its own scores and its parents."""
         store = self._context.store
         cards = [chain.card for chain in chains if chain.id in chosen.parents]
         card: dict[str, Json] = {
@@ -157,22 +157,16 @@ class _Assembler:
             "assembled_from": list(chosen.parents),
             "job": self._context.job.id,
             "versions": versions(),
+            "latency": latency_card(self._measured[chosen.chain.id], self._device.to_json()),
         }
         chain = Chain(blocks=chosen.chain.blocks, card=card)
         args = {"specs": [block.spec.to_json() for block in chain.blocks]}
         blobs = tuple(store.files.get(block.weights) for block in chain.blocks)
-        onnx = store.files.put(self._context.call("export", args, blobs).blobs[0])
+        with self._context.session.device(self._context.training_device(), "shared"):
+            onnx = store.files.put(self._context.call("export", args, blobs).blobs[0])
         store.blocks.put_chain(chain, job=self._context.job.id, onnx=onnx)
-        profiles = measure_subject(
-            self._context,
-            chain,
-            self._device,
-            sorted({*RUNTIMES, self._request.runtime}),
-            (self._request.batch,),
-        )
-        latency = next(item for item in profiles if item.runtime == self._request.runtime)
-        card["latency"] = latency_card(latency, self._device.to_json())
-        store.blocks.put_chain(chain, job=self._context.job.id, onnx=onnx)
+        others = [runtime for runtime in RUNTIMES if runtime != self._request.runtime]
+        measure_subject(self._context, chain, self._device, others, (self._request.batch,))
         store.blocks.add_edges(
             [
                 Edge(child=chain.id, parent=parent, relation="assembled-from")
@@ -183,7 +177,10 @@ class _Assembler:
 
     def _tell(self, message: str) -> None:
         self._context.session.progress(
-            step=self._measured, total=self._measured + 1, message=message, phase="assemble"
+            step=len(self._measured),
+            total=len(self._measured) + 1,
+            message=message,
+            phase="assemble",
         )
 
 

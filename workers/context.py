@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workers.protocols import JobQueue
-from workers.session import Session
+from workers.session import JobStoppedError, Session, Stop
 from workers.supervisor import Limits, Progress, Trainer
 from workers.wire import Message
 from zoo.canonical import Json, content_id, plain
-from zoo.errors import CapacityError, ConflictError, TrainerError, UnknownNameError
-from zoo.jobs import Job, JobKind, JobRequest, JobState
+from zoo.errors import (
+    CapacityError,
+    ConflictError,
+    TrainerCrashError,
+    TrainerError,
+    TrainerTimeoutError,
+    UnknownNameError,
+)
+from zoo.jobs import MAX_ATTEMPTS, Job, JobKind, JobRequest, JobState
 from zoo.spec import Device
 from zoo.store.protocols import Store
 
@@ -57,9 +64,36 @@ class JobContext:
         *,
         limits: Limits | None = None,
         progress: Progress | None = None,
+    ) -> Message:
+        """Ask the trainer for what needs no earlier request; a request to stop kills it.
+
+        What may pass, a crash, a hang or memory that ran out, is tried again.
+
+        Raises:
+            TrainerError: As ``Trainer.call``; after a fault, that of the last attempt.
+            JobStoppedError: The job was told to stop.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                return self.call_once(name, args, blobs, limits=limits, progress=progress)
+            except (TrainerCrashError, TrainerTimeoutError) as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise type(error)(f"{error} ({attempt} attempts)") from error
+                self.session.faults += 1
+                self.session.log(f"{name}: {error}; trying again", level="warning")
+        raise AssertionError("unreachable")
+
+    def call_once(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        blobs: tuple[bytes, ...] = (),
+        *,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
         patient: bool = False,
     ) -> Message:
-        """Ask the trainer; a request to stop the job kills it.
+        """Ask the trainer for what another trainer could not answer.
 
         ``patient`` calls leave state behind that is worth a checkpoint: they may finish
         when the job is paused.
@@ -93,35 +127,48 @@ class JobContext:
         return any(device.id == mine.id for mine in self.devices)
 
     def delegate(
-        self, kind: JobKind, spec: Mapping[str, Json], device: Device, *, attempt: int = 0
+        self, kind: JobKind, spec: Mapping[str, Json], device: Device
     ) -> Mapping[str, Json]:
         """Have the owner of ``device`` do a job, and wait for its result.
 
-        The same request of the same job finds the job submitted before, also after this
-        worker was killed and another took over.
+        The same request of the same job finds the job submitted before, also after a
+        pause or when this worker was killed and another took over; one that had ended
+        badly by then is submitted anew.
 
         Raises:
             TrainerError: The other job failed or was cancelled.
         """
-        request = content_id({"kind": str(kind), "spec": plain(spec), "attempt": attempt})
-        child = self.store.jobs.submit(
-            kind,
-            spec,
-            owner=self.job.owner,
-            name=f"for {self.job.id}",
-            device=device.id,
-            idempotency_key=f"{self.job.id}:{request[:32]}",
-        )
+        child = self._submit(kind, spec, device)
         if child.state is JobState.QUEUED and self.queue is not None:
             self.queue.send(child.id)
         try:
             child = self._await(child, device)
-        except BaseException:
-            self._give_up(child.id)
+        except JobStoppedError as stopped:
+            if stopped.stop is Stop.CANCEL:  # any other time its result is found again
+                self._give_up(child.id)
             raise
         if child.state is not JobState.SUCCEEDED or child.result is None:
             raise TrainerError(f"{kind} on {device.name} ({child.id}): {child.reason}")
         return child.result
+
+    def _submit(self, kind: JobKind, spec: Mapping[str, Json], device: Device) -> Job:
+        """Return the job of this request that waits, runs or succeeded; make one if none does."""
+        failures = attempt = 0
+        while True:
+            request = content_id({"kind": str(kind), "spec": plain(spec), "attempt": attempt})
+            child = self.store.jobs.submit(
+                kind,
+                spec,
+                owner=self.job.owner,
+                name=f"for {self.job.id}",
+                device=device.id,
+                idempotency_key=f"{self.job.id}:{request[:32]}",
+            )
+            failures += child.state is JobState.FAILED
+            ended_badly = child.state in (JobState.CANCELLED, JobState.FAILED)
+            if not ended_badly or failures == MAX_ATTEMPTS:
+                return child
+            attempt += 1
 
     def _await(self, child: Job, device: Device) -> Job:
         started = time.monotonic()

@@ -30,6 +30,7 @@ from nas.plugins import (
 )
 from nas.protocols import Evaluator, SearchMethod, SearchSpace, StepReport
 from nas.training import accuracy, train
+from serving.runners.devices import SERVING_THREADS, serving_threads, settle_threads
 from serving.runners.measure import Timing, measure
 from serving.runners.onnx_export import export_onnx
 from serving.runners.onnx_runner import OnnxRunner
@@ -68,6 +69,8 @@ class Duties:
         self._root = Path(data_root) if data_root else None
         self._report = progress
         self._method: SearchMethod | None = None
+        self._curve: dict[str, list[float]] = {}
+        settle_threads()
         self._load = lru_cache(maxsize=2)(self._load_uncached)
 
     def perform(self, call: str, args: Mapping[str, Any], blobs: Blobs) -> Message:
@@ -132,9 +135,15 @@ class Duties:
     def evaluate(self, args: Json, _: Blobs) -> Message:
         """Score one architecture; latency is the worker's to measure, and is not among it."""
         started = time.monotonic()
+        self._curve = {}
         found = self._evaluator(args).evaluate(Architecture.from_json(args["architecture"]))
-        cost_s = time.monotonic() - started
-        return Message({"kind": "evaluation", "metrics": dict(found.metrics), "cost_s": cost_s})
+        head = {
+            "kind": "evaluation",
+            "metrics": dict(found.metrics),
+            "cost_s": time.monotonic() - started,
+            "curve": self._curve,
+        }
+        return Message(head)
 
     def measure(self, args: Json, _: Blobs) -> Message:
         """Time an architecture with fresh weights."""
@@ -191,6 +200,7 @@ class Duties:
         specs = space.blocks(architecture, inputs=data.inputs, num_classes=data.num_classes)
         module = build_chain(specs, seed=derive_seed(args["seed"], "weights"))
         counted = cost(module, data.inputs).metrics()
+        self._curve = {}
         result = train(
             module, data, recipe, device=device, seed=args["seed"], progress=self._epochs
         )
@@ -208,6 +218,7 @@ class Duties:
             "blocks": [block_json(spec, block) for spec, block in zip(specs, module, strict=True)],
             "metrics": metrics,
             "cost_s": result.cost_s,
+            "curve": self._curve,
         }
         return Message(head, (*(pack(block) for block in module), onnx))
 
@@ -346,6 +357,8 @@ class Duties:
         return make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
 
     def _epochs(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        for name, value in {"epoch": done, **metrics}.items():
+            self._curve.setdefault(name, []).append(value)
         self._report(done=done, total=total, message=f"epoch {done} of {total}", **metrics)
 
     def _time(
@@ -360,7 +373,8 @@ class Duties:
         inputs, outputs = specs[0].inputs, specs[-1].outputs
         runner = _runner(module, inputs, outputs, runtime, device, onnx)
         try:
-            return measure(runner, inputs, batch=batch)
+            with serving_threads():
+                return measure(runner, inputs, batch=batch)
         finally:
             runner.close()
 
@@ -407,7 +421,7 @@ def _runner(
         return TorchRunner(module, inputs, outputs, device=device)
     if runtime == "onnx":
         data = export_onnx(module, inputs, outputs) if onnx is None else onnx
-        return OnnxRunner(data, inputs, outputs, device=device)
+        return OnnxRunner(data, inputs, outputs, device=device, threads=SERVING_THREADS)
     raise UnknownNameError("runtime", runtime, ("torch", "onnx"))
 
 

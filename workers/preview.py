@@ -42,7 +42,7 @@ def run(context: JobContext) -> Mapping[str, Json]:
         "seed": search.seed,
     }
     limits = Limits(timeout_s=PREVIEW_S, memory_bytes=search.max_memory_bytes)
-    with context.session.device(device.id, "exclusive"):
+    with context.session.device(device, "exclusive"):
         head = context.call("preview", args, limits=limits).head
     names = ("size", "cost", "feasible", "feasible_share", "reason", "candidate_s")
     return {**{name: plain(head[name]) for name in names}, "device": device.id}

@@ -107,20 +107,7 @@ def measure_subject(
     batches: Collection[int],
 ) -> list[Profile]:
     """Measure one stored block or chain here, alone on the device, and record its profiles."""
-    profiles = [
-        Profile(
-            subject=subject.id,
-            device=device.id,
-            runtime=item["runtime"],
-            precision=item["precision"],
-            batch=item["batch"],
-            median_ms=item["median_ms"],
-            p95_ms=item["p95_ms"],
-            samples=tuple(item["samples"]),
-            peak_bytes=item["peak_bytes"],
-        )
-        for item in time_blocks(context, subject, device, runtimes, batches)
-    ]
+    profiles = time_blocks(context, subject, device, runtimes, batches)
     for profile in profiles:
         context.store.blocks.put_profile(profile)
     return profiles
@@ -132,7 +119,7 @@ def time_blocks(
     device: Device,
     runtimes: Collection[str],
     batches: Collection[int],
-) -> list[dict[str, Any]]:
+) -> list[Profile]:
     """Have the trainer time blocks whose weights are in the files; nothing is recorded."""
     files = context.store.files
     blocks = subject.blocks if isinstance(subject, Chain) else (subject,)
@@ -148,10 +135,22 @@ def time_blocks(
         "device": device.name,
     }
     limits = Limits(timeout_s=PROFILE_S)
-    with context.session.device(device.id, "exclusive"):
+    with context.session.device(device, "exclusive"):
         head = context.call("profile", args, tuple(blobs), limits=limits).head
-    timings: list[dict[str, Any]] = head["timings"]
-    return timings
+    return [
+        Profile(
+            subject=subject.id,
+            device=device.id,
+            runtime=item["runtime"],
+            precision=item["precision"],
+            batch=item["batch"],
+            median_ms=item["median_ms"],
+            p95_ms=item["p95_ms"],
+            samples=tuple(item["samples"]),
+            peak_bytes=item["peak_bytes"],
+        )
+        for item in head["timings"]
+    ]
 
 
 def _stored_onnx(context: JobContext, subject: Block | Chain) -> str | None:

@@ -1,9 +1,11 @@
 """A winner becomes part of the zoo: trained, cut into blocks, exported, measured, described.
 
 Everything is addressed by content and written in an order that leaves no dangling
-reference: files, blocks, chain, profiles, lineage, and last the winner's own record.
-Killed half-way and run again, the same seed gives the same ids; what an unfinished run
-left behind belongs to no chain and is collected as garbage.
+reference: files, blocks, chain, profiles, the chain's card, lineage, and last the
+winner's own record. Until it is measured the chain's card says that it is unfinished and
+nothing else, so that no listing by task and no assembly finds it. Killed half-way and run again, the same
+seed gives the same ids and completes what is there; blocks and files of a run that got
+no further than them are collected as garbage.
 """
 
 from __future__ import annotations
@@ -20,15 +22,19 @@ from nas.protocols import SearchSpace
 from workers.context import JobContext
 from workers.duties import SPLIT_SEED
 from workers.profile_job import BATCHES, RUNTIMES, profile_chain
-from workers.scoring import Facts
+from workers.scoring import Facts, log_curve
 from workers.supervisor import Limits
 from workers.wire import Message
 from zoo.canonical import Json, plain
-from zoo.errors import TrainerCrashError, TrainerTimeoutError
-from zoo.jobs import MAX_ATTEMPTS, Arm, Candidate, CandidateState
+from zoo.errors import NotFoundError
+from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.schemas import SearchRequest
 from zoo.spec import Architecture, Block, BlockSpec, Chain, Profile
 from zoo.store.protocols import Edge
+
+
+UNFINISHED: Mapping[str, Json] = {"unfinished": True}
+"""The card of a chain that is stored but not yet measured."""
 
 
 class Publisher:
@@ -73,20 +79,22 @@ class Publisher:
             architecture=architecture.to_json(),
             architecture_id=architecture.id,
         )
+        survived = self._context.session.faults
         fitted = self._fit(architecture, number)
+        log_curve(self._context.session, record, fitted.head["curve"])
         blocks = self._store_blocks(fitted)
         store = self._context.store
         metrics: dict[str, float] = dict(fitted.head["metrics"])
         onnx = store.files.put(fitted.blobs[-1])
-        chain = Chain(blocks=blocks, card=self._card(architecture, metrics, latency=None))
-        store.blocks.put_chain(chain, job=self._context.job.id, onnx=onnx)
+        chain = Chain(blocks=blocks, card=UNFINISHED)
+        self._introduce(chain, onnx)
         self._tell(number, f"winner {number + 1}: measuring its blocks", 0, 1)
         profiles = profile_chain(
             self._context, chain, self._target, RUNTIMES, {*BATCHES, self._request.batch}
         )
         latency = self._latency(profiles)
         metrics |= {"latency_ms": latency.median_ms, "latency_p95_ms": latency.p95_ms}
-        card = self._card(architecture, metrics, latency=latency)
+        card = self._card(architecture, metrics, latency)
         store.blocks.put_chain(
             dataclasses.replace(chain, card=card), job=self._context.job.id, onnx=onnx
         )
@@ -101,6 +109,7 @@ class Publisher:
                 limit.metric in metrics and limit.holds(metrics[limit.metric])
                 for limit in self._request.limits
             ),
+            attempt=1 + self._context.session.faults - survived,
             cost_s=fitted.head["cost_s"],
             chain=chain.id,
         )
@@ -112,8 +121,16 @@ class Publisher:
         )
         return record
 
+    def _introduce(self, chain: Chain, onnx: str) -> None:
+        """Put a chain that is yet to be measured; one that is known keeps its card."""
+        blocks = self._context.store.blocks
+        try:
+            blocks.chain(chain.id)
+        except NotFoundError:
+            blocks.put_chain(chain, job=self._context.job.id, onnx=onnx)
+
     def _fit(self, architecture: Architecture, number: int) -> Message:
-        """Train to the end, again after a crash or a hang."""
+        """Train to the end."""
         request = self._request
         device = self._context.training_device()
         args = {
@@ -138,15 +155,8 @@ class Publisher:
             self._tell(number, message, done, total, eta_s=each * left if done else None)
 
         self._tell(number, f"winner {number + 1} of {request.winners}: training", 0, 1)
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                with self._context.session.device(device.id, "shared"):
-                    return self._context.call("fit", args, limits=limits, progress=progress)
-            except (TrainerCrashError, TrainerTimeoutError) as error:
-                if attempt == MAX_ATTEMPTS:
-                    raise
-                self._context.session.log(f"{error}; training again", level="warning")
-        raise AssertionError("unreachable")
+        with self._context.session.device(device, "shared"):
+            return self._context.call("fit", args, limits=limits, progress=progress)
 
     def _store_blocks(self, fitted: Message) -> tuple[Block, ...]:
         store = self._context.store
@@ -172,10 +182,10 @@ class Publisher:
         )
 
     def _card(
-        self, architecture: Architecture, metrics: Mapping[str, float], latency: Profile | None
+        self, architecture: Architecture, metrics: Mapping[str, float], latency: Profile
     ) -> dict[str, Json]:
         request, facts = self._request, self._facts
-        card: dict[str, Json] = {
+        return {
             "task": request.data,
             "data": facts.digest,
             "split_seed": SPLIT_SEED,
@@ -190,10 +200,8 @@ class Publisher:
             "genotype": self._space.summary(architecture),
             "job": self._context.job.id,
             "versions": versions(),
+            "latency": latency_card(latency, self._target.to_json()),
         }
-        if latency is not None:
-            card["latency"] = latency_card(latency, self._target.to_json())
-        return card
 
     def _tell(
         self, number: int, message: str, done: int, total: int, *, eta_s: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from nas.protocols import StepReport
 from workers.context import JobContext
 from workers.supervisor import Limits
 from workers.wire import Message
-from zoo.errors import TrainerCrashError
+from zoo.errors import TrainerCrashError, TrainerError
 from zoo.schemas import SearchRequest
 from zoo.spec import Architecture
 
@@ -18,6 +19,7 @@ from zoo.spec import Architecture
 class RemoteMethod:
     """A ``SearchMethod`` whose ``step`` runs several steps of the one in the trainer.
 
+    ``open`` it first, and again after a ``TrainerCrashError`` or ``TrainerTimeoutError``.
     The training device is held, shared, only while the trainer works: between two steps a
     measurement that waits for the device gets its turn.
     """
@@ -48,7 +50,6 @@ class RemoteMethod:
             timeout_s=request.max_candidate_s + step_s, memory_bytes=request.max_memory_bytes
         )
         self._generation = -1
-        self._open()
 
     def step(self) -> StepReport:
         """Run steps for about ``step_s`` seconds and report the last one."""
@@ -71,21 +72,19 @@ class RemoteMethod:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._call("restore", {}, (checkpoint.pack(state),))
 
-    def reopen(self, state: Mapping[str, Any] | None) -> None:
-        """Build the method anew in a fresh trainer and go on from ``state``."""
-        self._open()
+    def open(self, state: Mapping[str, Any] | None) -> None:
+        """Build the method in the trainer that runs now, and go on from ``state``."""
+        with self._context.session.device(self._device, "shared"):
+            self._context.call_once("open", self._args, limits=self._limits)
+        self._generation = self._context.trainer.generation
         if state is not None:
             self.load_state_dict(state)
 
     def close(self) -> None:
         """Free what the method holds, if its trainer still runs."""
         if self._context.trainer.pid and self._context.trainer.generation == self._generation:
-            self._context.call("close", {})
-
-    def _open(self) -> None:
-        with self._context.session.device(self._device.id, "shared"):
-            self._context.call("open", self._args, limits=self._limits)
-        self._generation = self._context.trainer.generation
+            with contextlib.suppress(TrainerError):  # then it is freed all the more
+                self._context.call_once("close", {})
 
     def _call(
         self,
@@ -95,8 +94,8 @@ class RemoteMethod:
         *,
         patient: bool = False,
     ) -> Message:
-        with self._context.session.device(self._device.id, "shared"):
+        with self._context.session.device(self._device, "shared"):
             trainer = self._context.trainer
             if trainer.generation != self._generation or trainer.pid is None:
                 raise TrainerCrashError("the trainer was replaced and the method's state with it")
-            return self._context.call(name, args, blobs, limits=self._limits, patient=patient)
+            return self._context.call_once(name, args, blobs, limits=self._limits, patient=patient)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workers.context import JobContext
-from workers.session import numbers
+from workers.session import Session, numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json, content_id, plain
 from zoo.errors import (
@@ -24,11 +25,9 @@ from zoo.errors import (
     InvalidInputError,
     RunnerError,
     StaleTokenError,
-    TrainerCrashError,
     TrainerError,
-    TrainerTimeoutError,
 )
-from zoo.jobs import MAX_ATTEMPTS, Arm, Candidate, CandidateState, JobKind
+from zoo.jobs import Arm, Candidate, CandidateState, JobKind
 from zoo.schemas import SearchRequest
 from zoo.spec import Architecture, Device, Evaluation
 from zoo.store.protocols import Claimed
@@ -64,7 +63,8 @@ def load_facts(context: JobContext, data: str) -> Facts:
         MissingDataError: It is not there.
         UnknownNameError: No data set has this name.
     """
-    head = context.call("facts", {"data": data}).head
+    with context.session.device(context.training_device(), "shared"):
+        head = context.call("facts", {"data": data}).head
     return Facts(
         name=head["name"],
         digest=head["digest"],
@@ -75,6 +75,35 @@ def load_facts(context: JobContext, data: str) -> Facts:
         std=tuple(head["std"]),
         inputs=head["inputs"],
     )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a job's candidates have shown so far, shared by its arms.
+
+    ``scored`` are signatures, of which the job's first candidate paid for what this job
+    evaluated; ``poison`` is signature → why it failed.
+    """
+
+    scored: set[str]
+    poison: dict[str, str]
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate]) -> Ledger:
+        """Return what is on record."""
+        ledger = cls(set(), {})
+        for candidate in candidates:
+            ledger.add(candidate)
+        return ledger
+
+    def add(self, candidate: Candidate) -> None:
+        """Learn how a candidate ended."""
+        if candidate.signature is None:
+            return
+        if candidate.state is CandidateState.EVALUATED:
+            self.scored.add(candidate.signature)
+        if candidate.state is CandidateState.FAILED:
+            self.poison.setdefault(candidate.signature, candidate.reason or "failed")
 
 
 class Scorer:
@@ -89,6 +118,7 @@ class Scorer:
         context: JobContext,
         request: SearchRequest,
         facts: Facts,
+        ledger: Ledger,
         *,
         arm: Arm = Arm.SEARCH,
         next_number: int = 0,
@@ -109,19 +139,15 @@ class Scorer:
             "seed": request.seed,
             "device": self._training.name,
         }
-        head = context.call("evaluator", self._args).head
+        with context.session.device(self._training, "shared"):
+            head = context.call("evaluator", self._args).head
         self._described: dict[str, Json] = {
             "evaluator": request.evaluator.model_dump(),
             "terms": head["describe"],
         }
-        recorded = context.store.jobs.candidates(context.job.id)
-        self._recorded = {item.number: item for item in recorded if item.arm is arm}
-        self._seen = {item.signature for item in recorded if item.state is CandidateState.EVALUATED}
-        self._poison = {
-            item.signature: item.reason
-            for item in recorded
-            if item.state is CandidateState.FAILED and item.signature
-        }
+        self._ledger = ledger
+        recorded = context.store.jobs.candidates(context.job.id, arm=arm)
+        self._recorded = {item.number: item for item in recorded}
 
     @property
     def target(self) -> Device:
@@ -172,9 +198,10 @@ class Scorer:
             TrainerError: It cannot be measured.
             JobStoppedError: The job was told to stop.
         """
-        signature = self._persistently(lambda: self._signature(architecture))
+        self._context.session.check()
+        signature = self._signature(architecture)
         info = {"signature": signature, "architecture": architecture.id, "data": self._digest}
-        return self._latency(architecture, signature, {}, info).metrics["latency_ms"]
+        return self._timed(architecture, signature, info, {})[0].metrics["latency_ms"]
 
     def layer_latencies(self) -> dict[str, float] | None:
         """Return the latencies of the space's layers on the target device, if it is ours.
@@ -192,48 +219,25 @@ class Scorer:
         info: dict[str, Any] = {"kind": "layers", "data": self._digest}
         return dict(self._once(terms, info, self._measure_layers)[0].metrics)
 
-    def _measure_layers(self) -> Evaluation:
-        request = self._request
-        args = {
-            "space": request.space.model_dump(),
-            "method": request.method.name,
-            "data": request.data,
-            "runtime": request.runtime,
-            "batch": request.batch,
-            "device": self._target.name,
-        }
-        started = time.monotonic()
-        with self._context.session.device(self._target.id, "exclusive"):
-            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
-        return Evaluation(
-            metrics=numbers(head["latencies"]),
-            cost_s=time.monotonic() - started,
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
+        session = self._context.session
+        begun = candidate.attempt + 1 - session.faults
+        candidate = dataclasses.replace(candidate, attempt=candidate.attempt + 1)
         self._put(candidate)
         try:
-            signature = self._persistently(lambda: self._signature(architecture))
+            signature = self._signature(architecture)
             candidate = dataclasses.replace(candidate, signature=signature)
-            if signature in self._poison:
-                raise TrainerError(
-                    f"computes the same as one that failed: {self._poison[signature]}"
-                )
+            if (why := self._ledger.poison.get(signature)) is not None:
+                raise TrainerError(f"computes the same as one that failed: {why}")
             done = self._scored(candidate, architecture, signature)
         except (TrainerError, InvalidInputError, RunnerError, CorruptArtifactError) as error:
             done = dataclasses.replace(
                 candidate, state=CandidateState.FAILED, reason=str(error), feasible=False
             )
-            self._context.session.log(
-                f"candidate {candidate.number} failed: {error}", level="warning"
-            )
-            if done.signature:
-                self._poison.setdefault(done.signature, done.reason)
+            session.log(f"candidate {candidate.number} failed: {error}", level="warning")
+        done = dataclasses.replace(done, attempt=begun + session.faults)
         self._put(done)
-        if done.state is CandidateState.EVALUATED:
-            self._seen.add(done.signature)
+        self._ledger.add(done)
         return done
 
     def _scored(
@@ -253,15 +257,19 @@ class Scorer:
         trained, reused = self._once(
             {"scores": self._described, "signature": signature, **unique},
             info | {"kind": "training"},
-            lambda: self._train(architecture),
+            lambda: self._train(candidate, architecture),
         )
-        metrics, cost_s = dict(trained.metrics), trained.cost_s
+        used = [(trained, reused)]
+        metrics = dict(trained.metrics)
         if "latency_ms" not in metrics:  # an evaluator may know it, from a table say
-            timed = self._latency(architecture, signature, unique, info)
+            timed, known = self._timed(architecture, signature, info, unique)
             metrics |= timed.metrics
-            cost_s += timed.cost_s
-        ours = trained.job == candidate.job and signature not in self._seen
-        hit = reused and not ours
+            used.append((timed, known))
+        # What the job's first candidate of this signature finds, the job had paid for before
+        # it was interrupted.
+        first = signature not in self._ledger.scored
+        spared = [was and not (first and it.job == candidate.job) for it, was in used]
+        saved_s = sum(it.cost_s for (it, _), free in zip(used, spared, strict=True) if free)
         return dataclasses.replace(
             candidate,
             state=CandidateState.EVALUATED,
@@ -270,23 +278,23 @@ class Scorer:
                 limit.metric in metrics and limit.holds(metrics[limit.metric])
                 for limit in self._request.limits
             ),
-            reused_from=trained.job if hit else None,
-            saved_s=trained.cost_s if hit else 0.0,
-            cost_s=0.0 if hit else cost_s,
+            reused_from=trained.job if spared[0] else None,
+            saved_s=saved_s,
+            cost_s=sum(it.cost_s for it, _ in used) - saved_s,
         )
 
-    def _latency(
+    def _timed(
         self,
         architecture: Architecture,
         signature: str,
-        unique: Mapping[str, Json],
         info: Mapping[str, Any],
-    ) -> Evaluation:
+        unique: Mapping[str, Json],
+    ) -> tuple[Evaluation, bool]:
         return self._once(
             {"latency": self._latency_terms(), "signature": signature, **unique},
             {**info, "kind": "latency"},
             lambda: self._measure(architecture),
-        )[0]
+        )
 
     def _once(
         self, terms: Mapping[str, Json], info: dict[str, Any], compute: Callable[[], Evaluation]
@@ -301,7 +309,7 @@ class Scorer:
             if isinstance(found, Claimed):
                 with session.claim(key, found.token):
                     try:
-                        made = self._persistently(compute)
+                        made = compute()
                     except BaseException:
                         with contextlib.suppress(StaleTokenError):
                             evaluations.abandon(key, found.token)
@@ -315,26 +323,18 @@ class Scorer:
                 session.pause(session.timing.poll_s)
             session.check()
 
-    def _persistently(self, compute: Callable[[], Any]) -> Any:
-        """Try again after what may pass: a crash, a hang, memory that ran out."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                return compute()
-            except (TrainerCrashError, TrainerTimeoutError) as error:
-                if attempt == MAX_ATTEMPTS:
-                    raise type(error)(f"{error} ({attempt} attempts)") from error
-        raise AssertionError("unreachable")
-
     def _signature(self, architecture: Architecture) -> str:
         args = {"architecture": architecture.to_json(), "data": self._request.data}
-        head = self._context.call("signature", args, limits=self._limits()).head
+        with self._context.session.device(self._training, "shared"):
+            head = self._context.call("signature", args, limits=self._limits()).head
         return str(head["signature"])
 
-    def _train(self, architecture: Architecture) -> Evaluation:
+    def _train(self, candidate: Candidate, architecture: Architecture) -> Evaluation:
         session = self._context.session
         args = self._args | {"architecture": architecture.to_json()}
-        with session.device(self._training.id, "shared"):
+        with session.device(self._training, "shared"):
             head = self._context.call("evaluate", args, limits=self._limits()).head
+        log_curve(session, candidate, head["curve"])
         return Evaluation(
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
@@ -346,6 +346,26 @@ class Scorer:
         return Evaluation(
             metrics={"latency_ms": timing["median_ms"], "latency_p95_ms": timing["p95_ms"]},
             cost_s=timing["cost_s"],
+            job=self._context.job.id,
+            device=self._target.id,
+        )
+
+    def _measure_layers(self) -> Evaluation:
+        request = self._request
+        args = {
+            "space": request.space.model_dump(),
+            "method": request.method.name,
+            "data": request.data,
+            "runtime": request.runtime,
+            "batch": request.batch,
+            "device": self._target.name,
+        }
+        started = time.monotonic()
+        with self._context.session.device(self._target, "exclusive"):
+            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
+        return Evaluation(
+            metrics=numbers(head["latencies"]),
+            cost_s=time.monotonic() - started,
             job=self._context.job.id,
             device=self._target.id,
         )
@@ -367,6 +387,20 @@ class Scorer:
         self._context.store.jobs.put_candidate(candidate, self._context.session.token)
 
 
+def log_curve(session: Session, candidate: Candidate, curve: Mapping[str, list[float]]) -> None:
+    """Put a candidate's learning curve into the job's log; see ``workers.session``."""
+    if curve.get("epoch"):
+        arm, number = str(candidate.arm), candidate.number
+        points: dict[str, Json] = {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in curve.items()
+        }
+        session.log(
+            f"{arm} candidate {number} was trained for {len(curve['epoch'])} epochs",
+            data={"kind": "curve", "arm": arm, "number": number, **points},
+        )
+
+
 def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dict[str, Any]:
     """Measure an untrained architecture on ``device``, here or wherever its owner is.
 
@@ -382,7 +416,7 @@ def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dic
         spec = {**args, "device": device.id}
         result: Any = context.delegate(JobKind.MEASURE, spec, device)
         return {"cost_s": 0.0, **result}
-    with context.session.device(device.id, "exclusive"):
+    with context.session.device(device, "exclusive"):
         head = context.call(
             "measure", {**args, "device": device.name}, limits=Limits(timeout_s=MEASURE_S)
         ).head

@@ -20,8 +20,8 @@ from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
 from workers.publish import Publisher
 from workers.remote_method import RemoteMethod
-from workers.scoring import Facts, Scorer, load_facts
-from workers.session import Stop
+from workers.scoring import Facts, Ledger, Scorer, load_facts
+from workers.session import Stop, numbers
 from zoo.canonical import Json
 from zoo.errors import (
     CorruptArtifactError,
@@ -37,6 +37,9 @@ from zoo.spec import Architecture
 
 CHECKPOINT_SHARE = 0.05
 """At most this share of the time goes into checkpoints; big ones are written less often."""
+
+METRICS_S = 2.0
+"""What a method reports goes into the job's log at most this often."""
 
 CAPPED_TRIES = 16
 """Derived networks measured at most before a search says that its latency cap is not met."""
@@ -59,6 +62,7 @@ class _State:
     numbers: dict[str, int] = field(default_factory=lambda: {"search": 0, "baseline": 0})
     spent_s: float = 0.0
     steps: int = 0
+    winners: int = 0
 
 
 def run(context: JobContext) -> Mapping[str, Json]:
@@ -81,13 +85,17 @@ class _Search:
         self._facts = facts
         self._space = make_space(request.space.name, request.space.params)
         self._state = self._load()
+        ledger = Ledger.of(context.store.jobs.candidates(context.job.id))
         self._scorers = {
-            arm: Scorer(context, request, facts, arm=arm, next_number=self._state.numbers[arm])
+            arm: Scorer(
+                context, request, facts, ledger, arm=arm, next_number=self._state.numbers[arm]
+            )
             for arm in (Arm.SEARCH, Arm.BASELINE)
         }
         self._trains = bool(getattr(method_class(request.method.name), "trains", False))
-        self._saved_at = time.monotonic()
-        self._interval = self._session.timing.checkpoint_s
+        # The first step of every attempt is saved at once, so that it counts as progress.
+        self._save_at = 0.0
+        self._told_at = 0.0
 
     def run(self) -> Mapping[str, Json]:
         best = self._search()
@@ -109,13 +117,11 @@ class _Search:
             return [Architecture.from_json(item) for item in self._state.best]
         method = self._method(Arm.SEARCH, self._request.method.name, self._request.method.params)
         try:
-            if self._state.search is not None:
-                method.load_state_dict(self._state.search)
-            self._drive(method, Arm.SEARCH)
-            best = self._derive(method)
+            best = self._drive(method, Arm.SEARCH)
         finally:
             if isinstance(method, RemoteMethod):
                 method.close()
+        best = self._within_cap(best)
         if self._trains:
             self._score_found(best[: self._request.winners])
         if not best:
@@ -127,35 +133,6 @@ class _Search:
         self._state.search = None
         self._enter("baseline" if self._request.baseline else "winners")
         return best
-
-    def _derive(self, method: SearchMethod) -> list[Architecture]:
-        """Return what the method found; under a latency cap only what meets it when measured.
-
-        Raises:
-            InfeasibleError: The method promises to meet a cap, but no network does.
-        """
-        count = self._request.winners + SPARE_WINNERS
-        cap = next((item.max for item in self._request.limits if item.metric == "latency_ms"), None)
-        if cap is None or not getattr(method_class(self._request.method.name), "caps_latency", 0):
-            return method.best(count)
-        kept: list[Architecture] = []
-        least = math.inf
-        for architecture in method.best(CAPPED_TRIES):
-            self._session.check()
-            latency_ms = self._scorers[Arm.SEARCH].latency_ms(architecture)
-            least = min(least, latency_ms)
-            if latency_ms <= cap:
-                kept.append(architecture)
-            else:
-                self._session.log(f"{latency_ms:.4g} ms measured, above the cap of {cap:g} ms")
-            if len(kept) == count:
-                break
-        if not kept:
-            raise InfeasibleError(
-                f"no derived network has latency_ms of at most {cap:g}: the smallest reachable "
-                f"measured {least:.6g} ms on {self._scorers[Arm.SEARCH].target.name}"
-            )
-        return kept
 
     def _latencies(self) -> dict[str, float] | None:
         """Return measured latencies of layers for a method that wants them."""
@@ -172,6 +149,43 @@ class _Search:
             )
         return found
 
+    def _cap_ms(self) -> float | None:
+        """Return the latency that a method promised not to exceed."""
+        if not getattr(method_class(self._request.method.name), "caps_latency", False):
+            return None
+        return next((it.max for it in self._request.limits if it.metric == "latency_ms"), None)
+
+    def _wanted(self, arm: Arm) -> int:
+        """Return how many networks to ask of the method in the end."""
+        count = self._request.winners + SPARE_WINNERS
+        return count if arm is not Arm.SEARCH or self._cap_ms() is None else count + CAPPED_TRIES
+
+    def _within_cap(self, found: list[Architecture]) -> list[Architecture]:
+        """Return what meets the cap when measured, of a method that promised to keep one.
+
+        Raises:
+            InfeasibleError: Nothing that was derived does.
+        """
+        cap_ms = self._cap_ms()
+        if cap_ms is None or not found:
+            return found
+        scorer, kept, least = self._scorers[Arm.SEARCH], [], math.inf
+        for architecture in found:
+            latency_ms = scorer.latency_ms(architecture)
+            least = min(least, latency_ms)
+            if latency_ms <= cap_ms:
+                kept.append(architecture)
+            else:
+                self._session.log(f"{latency_ms:.4g} ms measured, above the cap of {cap_ms:g} ms")
+            if len(kept) == self._request.winners + SPARE_WINNERS:
+                break
+        if not kept:
+            raise InfeasibleError(
+                f"no derived network has latency_ms of at most {cap_ms:g}: the smallest reachable "
+                f"measured {least:.6g} ms on {scorer.target.name}"
+            )
+        return kept
+
     def _score_found(self, found: list[Architecture]) -> None:
         """Score what a gradient method derived as any candidate, so that fronts compare."""
         for architecture in found:
@@ -186,8 +200,6 @@ class _Search:
             return
         count = BASELINE_CAP if self._trains else len(self._candidates(Arm.SEARCH))
         method = self._method(Arm.BASELINE, "random", {"candidates": count})
-        if self._state.baseline is not None:
-            method.load_state_dict(self._state.baseline)
         self._drive(method, Arm.BASELINE, budget_s=self._state.spent_s if self._trains else None)
         self._state.baseline = None
         self._enter("winners")
@@ -210,58 +222,86 @@ class _Search:
         )
         return make_method(name, params, method_context)
 
-    def _drive(self, method: SearchMethod, arm: Arm, *, budget_s: float | None = None) -> None:
-        """Step until the method, or its budget of device time, is done."""
+    def _drive(
+        self, method: SearchMethod, arm: Arm, *, budget_s: float | None = None
+    ) -> list[Architecture]:
+        """Step until the method, or its budget of device time, is done; return its best.
+
+        After a fault of the trainer it goes on from the last checkpoint, whatever was
+        asked of the method; only a checkpoint that was reached makes up for the fault.
+        """
         pace = _Pace()
-        faults = 0
+        faults, ready = 0, False
         while True:
-            if self._session.stop in (Stop.PAUSE, Stop.HAND_BACK):
-                self._save(method, arm)
-            self._session.check()
-            self._context.help()
-            started = time.monotonic()
             try:
-                report = method.step()
+                if not ready:
+                    self._restore(method, arm)
+                    ready = True
+                if self._session.stop in (Stop.PAUSE, Stop.HAND_BACK):
+                    self._save(method, arm)
+                self._session.check()
+                self._context.help()
+                if self._step(method, arm, pace, budget_s):
+                    return method.best(self._wanted(arm))
+                if time.monotonic() > self._save_at:
+                    self._save(method, arm)
+                    faults = 0
             except (TrainerCrashError, TrainerTimeoutError) as error:
                 faults += 1
-                self._recover(method, arm, error, faults)
-                continue
-            faults = 0
-            if arm is Arm.SEARCH:
-                self._state.spent_s += time.monotonic() - started
-            self._state.steps += 1
-            if budget_s is None:
-                self._tell(report, arm, pace)
-            else:
-                self._tell_spent(report, arm, budget_s)
-            if report.done or (budget_s is not None and self._scorers[arm].spent_s >= budget_s):
-                return
-            if time.monotonic() - self._saved_at > self._interval:
-                self._save(method, arm)
+                if faults == MAX_ATTEMPTS:
+                    raise type(error)(f"{error} ({faults} times at the same step)") from error
+                self._session.faults += 1
+                self._session.log(f"{error}; going on from the last checkpoint", level="warning")
+                self._save_at, ready = 0.0, False
 
-    def _recover(self, method: SearchMethod, arm: Arm, error: TrainerError, faults: int) -> None:
-        """Go on from the last checkpoint after a fault, unless it keeps coming back."""
-        if faults >= MAX_ATTEMPTS:
-            raise type(error)(f"{error} ({faults} times at the same step)") from error
-        self._session.log(f"{error}; going on from the last checkpoint", level="warning")
+    def _restore(self, method: SearchMethod, arm: Arm) -> None:
+        """Bring the method to where the last checkpoint was written."""
         saved = self._state.search if arm is Arm.SEARCH else self._state.baseline
         if isinstance(method, RemoteMethod):
-            method.reopen(saved)
+            method.open(saved)
+        elif saved is not None:
+            method.load_state_dict(saved)
 
-    def _tell(self, report: StepReport, arm: Arm, pace: _Pace) -> None:
-        phase = "search" if arm is Arm.SEARCH else "baseline"
+    def _step(self, method: SearchMethod, arm: Arm, pace: _Pace, budget_s: float | None) -> bool:
+        """Take one step, report it, and say whether it was the last."""
+        started = time.monotonic()
+        report = method.step()
+        if arm is Arm.SEARCH:
+            self._state.spent_s += time.monotonic() - started
+        self._state.steps += 1
+        if budget_s is None:
+            eta_s = pace.eta_s(report.step, report.total)
+            self._tell(report, arm, eta_s)
+            self._log_metrics(report, arm, report.step, eta_s)
+            return report.done
+        spent_s = min(self._scorers[arm].spent_s, budget_s)
+        self._tell_spent(report, spent_s, budget_s)
+        self._log_metrics(report, arm, round(spent_s), budget_s - spent_s)
+        return report.done or spent_s >= budget_s
+
+    def _log_metrics(self, report: StepReport, arm: Arm, step: int, eta_s: float | None) -> None:
+        """Put what the method reports into the job's log now and then, and at its end."""
+        metrics = numbers(report.metrics)
+        now = time.monotonic()
+        if not metrics or (now - self._told_at < METRICS_S and not report.done):
+            return
+        self._told_at = now
+        data: dict[str, Json] = {"kind": "metrics", "phase": str(arm), "step": step}
+        data |= {"eta_s": None if eta_s is None else round(eta_s, 1), "metrics": dict(metrics)}
+        self._session.log(report.message, data=data)
+
+    def _tell(self, report: StepReport, arm: Arm, eta_s: float | None) -> None:
         self._session.progress(
             step=report.step,
             total=report.total,
             message=report.message,
-            phase=phase,
-            eta_s=pace.eta_s(report.step, report.total),
+            phase=str(arm),
+            eta_s=eta_s,
             metrics=report.metrics,
         )
 
-    def _tell_spent(self, report: StepReport, arm: Arm, budget_s: float) -> None:
+    def _tell_spent(self, report: StepReport, spent_s: float, budget_s: float) -> None:
         """Report progress in seconds of the budget rather than in candidates."""
-        spent_s = min(self._scorers[arm].spent_s, budget_s)
         self._session.progress(
             step=round(spent_s),
             total=round(budget_s),
@@ -273,6 +313,11 @@ class _Search:
 
     def _enter(self, phase: str) -> None:
         self._state.phase = phase
+        self._advance()
+
+    def _advance(self) -> None:
+        """Write a checkpoint of progress that is no step of a method."""
+        self._state.steps += 1
         self._write()
 
     def _save(self, method: SearchMethod, arm: Arm) -> None:
@@ -283,7 +328,9 @@ class _Search:
             self._state.baseline = method.state_dict()
         self._write()
         took = time.monotonic() - started
-        self._interval = max(self._session.timing.checkpoint_s, took / CHECKPOINT_SHARE)
+        self._save_at = time.monotonic() + max(
+            self._session.timing.checkpoint_s, took / CHECKPOINT_SHARE
+        )
 
     def _write(self) -> None:
         state = self._state
@@ -292,7 +339,6 @@ class _Search:
         self._context.store.jobs.save_checkpoint(
             self._context.job.id, self._session.token, digest, state.steps
         )
-        self._saved_at = time.monotonic()
 
     def _load(self) -> _State:
         """Return the newest checkpoint that can be read, or a fresh start."""
@@ -319,9 +365,13 @@ class _Search:
                 winners.append(publisher.publish(architecture, number))
             except TrainerError as error:
                 failures.append(str(error))
-                self._session.log(f"a winner could not be trained: {error}", level="warning")
+                self._session.log(f"a winner could not be made: {error}", level="warning")
+                continue
+            if len(winners) > self._state.winners:
+                self._state.winners = len(winners)
+                self._advance()
         if not winners:
-            raise InfeasibleError(f"no winner could be trained: {failures[0]}")
+            raise InfeasibleError(f"no winner could be made: {failures[0]}")
         return winners
 
     def _front(self, arm: Arm) -> list[Json]:

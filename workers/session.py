@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from workers.patience import patient
 from zoo.canonical import Json
 from zoo.errors import CapacityError, NotFoundError, StaleTokenError
 from zoo.jobs import Job, JobRequest
+from zoo.spec import Device
 from zoo.store.protocols import Store
 
 logger = logging.getLogger(__name__)
@@ -65,10 +67,34 @@ class Session:
 
     The job's code calls ``check`` wherever it can stop; everything it writes goes through
     the fencing token of its claim, so that a worker whose lease was taken over is refused.
+
+    ``faults`` counts the faults of the trainer that were survived by trying again.
     """
 
-    def __init__(self, store: Store, job: Job, *, holder: str, timing: Timing) -> None:
-        self.store = store
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        *,
+        holder: str,
+        timing: Timing,
+        outer: Session | None = None,
+    ) -> None:
+        """Describe a session.
+
+        Args:
+            store: Where the job is; ``self.store`` is the same one, but waits for a
+                database that is away for no longer than the lease.
+            job: As it was claimed.
+            holder: The name under which devices are leased.
+            timing: How often to do what.
+            outer: That of a job which waits for this one in the same worker: told to stop,
+                it has this job handed back.
+        """
+        self._raw = store
+        self._outer = outer
+        self.store = patient(store, self._await_store)
+        self.faults = 0
         self.job = job
         self.token = job.token
         self.holder = holder
@@ -97,6 +123,8 @@ class Session:
     @property
     def stop(self) -> Stop | None:
         """What the job was told, if it was told to stop."""
+        if self._outer is not None and self._outer.stop is not None:
+            self.ask(Stop.HAND_BACK)
         return self._stop
 
     def ask(self, stop: Stop) -> None:
@@ -109,13 +137,14 @@ class Session:
 
     def check(self) -> None:
         """Raise ``JobStoppedError`` if the job was told to stop."""
-        if self._stop is not None:
-            raise JobStoppedError(self._stop)
+        stop = self.stop
+        if stop is not None:
+            raise JobStoppedError(stop)
 
     def check_patiently(self) -> None:
         """As ``check``, but let a step that can be checkpointed finish within the grace."""
-        patient = self._stop in (Stop.PAUSE, Stop.HAND_BACK)
-        if patient and time.monotonic() - self._asked_at < self.timing.pause_grace_s:
+        may_finish = self.stop in (Stop.PAUSE, Stop.HAND_BACK)
+        if may_finish and time.monotonic() - self._asked_at < self.timing.pause_grace_s:
             return
         self.check()
 
@@ -152,7 +181,16 @@ class Session:
         level: Literal["info", "warning", "error"] = "info",
         data: Mapping[str, Json] | None = None,
     ) -> None:
-        """Add a line to the job's log."""
+        """Add a line to the job's log.
+
+        ``data`` is for programs. Two kinds of line carry numbers to draw:
+
+        - ``{"kind": "metrics", "phase", "step", "eta_s", "metrics": {name: number}}``:
+          what a method reports of its progress, every few seconds;
+        - ``{"kind": "curve", "arm", "number", "epoch": [1, 2, …], "loss": […], …}``: the
+          learning curve of one candidate or winner, once it was trained. Candidates that
+          were not trained here, but reused, have none.
+        """
         logger.info("%s: %s", self.job.id, message)
         self.store.jobs.log(self.job.id, message, level=level, data=data)
 
@@ -168,37 +206,44 @@ class Session:
                 self._claims.pop(key, None)
 
     @contextmanager
-    def device(self, device: str, mode: Mode) -> Iterator[None]:
+    def device(self, device: Device, mode: Mode) -> Iterator[None]:
         """Hold a device for the length of the block, waiting for it and looking out meanwhile."""
-        waited = 0.0
-        while not self.store.devices.acquire(
-            device, self.holder, mode, lease_s=self.timing.lease_s
-        ):
+        place, waited = device.place, 0.0
+        while not self.store.devices.acquire(place, self.holder, mode, lease_s=self.timing.lease_s):
             self.check()
             waited += self.pause(min(self.timing.poll_s, 0.05 + waited))
         with self._device_lock:
-            self._devices[device] = mode
+            self._devices[place] = mode
         try:
             yield
         finally:
             # Under the lock, lest a heartbeat under way takes back what was just released.
             with self._device_lock:
-                del self._devices[device]
-                self._try_release(device)
+                del self._devices[place]
+                self._try_release(place)
 
     def pause(self, seconds: float) -> float:
         """Sleep, but no longer than until the next look-out; return the seconds slept."""
         started = time.monotonic()
         deadline = started + seconds
-        while self._stop is None and (left := deadline - time.monotonic()) > 0:
+        while self.stop is None and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
         return time.monotonic() - started
 
-    def _try_release(self, device: str) -> None:
+    def _await_store(self, error: CapacityError, first: float) -> bool:
+        """Say whether to call the store again, after a while, ``first`` having failed."""
+        self.check()
+        if time.monotonic() - first > self.timing.lease_s:
+            return False
+        logger.warning("%s: %s; trying again", self.job.id, error)
+        self.pause(self.timing.poll_s)
+        return True
+
+    def _try_release(self, place: str) -> None:
         try:
-            self.store.devices.release(device, self.holder)
-        except (CapacityError, NotFoundError) as error:
-            logger.warning("device %s is released by its lease's end: %s", device, error)
+            self._raw.devices.release(place, self.holder)
+        except CapacityError as error:
+            logger.warning("device %s is released by its lease's end: %s", place, error)
 
     def _beat(self) -> None:
         last_success = time.monotonic()
@@ -238,17 +283,22 @@ class Session:
             progress = dict(self._progress) if self._fresh else None
             self._fresh = False
             claims = dict(self._claims)
-        asked = self.store.jobs.heartbeat(
+        asked = self._raw.jobs.heartbeat(
             self.job.id, self.token, lease_s=self.timing.lease_s, progress=progress
         )
         if asked is not None:
             self.ask(Stop.CANCEL if asked is JobRequest.CANCEL else Stop.PAUSE)
         with self._device_lock:
-            for device, mode in self._devices.items():
-                self.store.devices.acquire(device, self.holder, mode, lease_s=self.timing.lease_s)
+            for place, mode in self._devices.items():
+                if not self._raw.devices.acquire(
+                    place, self.holder, mode, lease_s=self.timing.lease_s
+                ):
+                    # What is measured or trained there now is beside somebody else's work.
+                    logger.warning("%s: the lease on device %s was lost", self.job.id, place)
+                    self.ask(Stop.HAND_BACK)
         for key, token in claims.items():
             try:
-                self.store.evaluations.extend(key, token, lease_s=self.timing.lease_s)
+                self._raw.evaluations.extend(key, token, lease_s=self.timing.lease_s)
             except StaleTokenError as error:
                 logger.warning("%s", error)  # its result will be refused; the job itself goes on
 

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from nas.plugins import catalogue
@@ -110,8 +111,10 @@ class Worker:
         except CapacityError as error:
             logger.warning("worker %s could not sign off: %s", self.id, error)
 
-    def run(self, job_id: str | None = None) -> Job | None:
+    def run(self, job_id: str | None = None, *, outer: Session | None = None) -> Job | None:
         """Claim and run this job, or the oldest that waits; None if there is none to claim.
+
+        ``outer`` is the session of the job that waits meanwhile, if one does.
 
         Raises:
             NotFoundError: There is no job ``job_id``.
@@ -126,7 +129,9 @@ class Worker:
         )
         if job is None:
             return None
-        session = Session(self._store, job, holder=f"{self.id}/{job.id}", timing=self.timing)
+        session = Session(
+            self._store, job, holder=f"{self.id}/{job.id}", timing=self.timing, outer=outer
+        )
         with self._lock:
             self._sessions.append(session)
         try:
@@ -146,7 +151,7 @@ class Worker:
             trainer=self._trainer,
             devices=self.devices,
             queue=self._queue,
-            help=self._help,
+            help=partial(self._help, session),
         )
         try:
             run: Run = importlib.import_module(JOBS[session.job.kind]).run
@@ -198,7 +203,7 @@ class Worker:
                     self._queue.send(job.id)
                 return job
 
-    def _help(self, *, blocked: bool = False) -> None:
+    def _help(self, session: Session, *, blocked: bool = False) -> None:
         """Run what others wait for on our devices.
 
         Between two own steps that is a measurement; while ``blocked``, waiting for another
@@ -208,13 +213,19 @@ class Worker:
         if now - self._helped_at < self.timing.poll_s:
             return
         self._helped_at = now
-        mine = refs(self.devices)
+        mine = tuple(refs(self.devices))
         for kind in JobKind:
             if kind is JobKind.MEASURE or (blocked and kind is not JobKind.SEARCH):
-                waiting = self._store.jobs.jobs(JobQuery(kind=kind, state=JobState.QUEUED))
-                for job in waiting.items:
-                    if job.device in mine:
-                        self.run(job.id)
+                query = JobQuery(kind=kind, state=JobState.QUEUED, device=mine)
+                for job in reversed(session.store.jobs.jobs(query).items):
+                    session.check()
+                    self._run_for_another(job.id, session)
+
+    def _run_for_another(self, job_id: str, session: Session) -> None:
+        try:
+            self.run(job_id, outer=session)
+        except (CapacityError, NotFoundError) as error:  # its affair, not that of our job
+            logger.warning("%s could not be claimed: %s", job_id, error)
 
     def _announce(self) -> None:
         self._store.devices.announce(

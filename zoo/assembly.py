@@ -2,7 +2,7 @@
 
 Selection is by prediction, decision is by measurement. Every chain is first judged from
 what is known of it (its card, and profiles: its own or the sum of its blocks'); the most
-promising are then measured whole, best first, and the first that keeps every limit wins.
+promising are then measured whole, those predicted to keep every limit first.
 A recombination has no card, so it is evaluated on held-out data before it may compete.
 """
 
@@ -27,7 +27,7 @@ MAX_EVALUATED = 8
 """Recombinations run on held-out data."""
 
 MAX_MEASURED = 24
-"""Finalists measured whole."""
+"""Finalists measured whole, if one of them keeps the limits."""
 
 SLACK = 1.25
 """A predicted latency this many times over its limit is believed without measuring."""
@@ -234,15 +234,20 @@ class _Search:
         return options
 
     def decide(self, options: Sequence[_Option]) -> _Option | None:
-        """Measure options whole, best first, until the best of those left cannot win."""
+        """Measure options whole, as ``_queue`` says, until none that is left can win.
+
+        Once one keeps the limits at most ``MAX_MEASURED`` are measured; until then all are.
+        """
         best: _Option | None = None
-        for count, option in enumerate(sorted(options, key=self.order)):
+        count = 0
+        for option in self._queue(options):
             if best is not None and self.order(option) >= self.order(best):
                 self._refuse(option, self._compared(option, best))
                 continue
-            if count >= MAX_MEASURED:
-                self._refuse(option, f"not measured: {MAX_MEASURED} better ones were")
+            if best is not None and count >= MAX_MEASURED:
+                self._refuse(option, f"not measured: {MAX_MEASURED} others were")
                 continue
+            count += 1
             try:
                 measured = option.merged(self._measure(option.chain))
             except TrainerError as error:
@@ -259,6 +264,20 @@ class _Search:
             else:
                 self._refuse(measured, self._compared(measured, best))
         return best
+
+    def _queue(self, options: Sequence[_Option]) -> list[_Option]:
+        """Order options for measuring: those predicted to hold, best first, then the fastest."""
+
+        def holds(option: _Option) -> bool:
+            known = [limit for limit in self._limits if limit.metric in option.metrics]
+            return all(_holds(limit, option.metrics) for limit in known)
+
+        def latency(option: _Option) -> tuple[float, tuple[float, float, str]]:
+            return option.metrics.get("latency_ms", float("inf")), self.order(option)
+
+        likely = sorted(filter(holds, options), key=self.order)
+        rest = [option for option in options if not holds(option)] + likely[MAX_MEASURED:]
+        return likely[:MAX_MEASURED] + sorted(rest, key=latency)
 
     def infeasible(self, count: int) -> InfeasibleError:
         """Return the error that names the limits and what came nearest to them."""

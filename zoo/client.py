@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, NotFoundError
-from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest
+from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.spec import Block, BlockSpec, Chain, Device, Profile
 from zoo.store.protocols import (
     ApiKey,
@@ -42,6 +42,14 @@ Query = TypeVar("Query", BlockQuery, ChainQuery, JobQuery)
 
 ON_DEVICE = frozenset({JobKind.PROFILE, JobKind.MEASURE, JobKind.ASSEMBLE})
 """Jobs that only a worker with the requested device may run; a search sends for one."""
+
+
+EVENTS_AT_ONCE = 1000
+"""Lines of a log that a store returns at once."""
+
+
+CHOICES = frozenset({"method", "space", "evaluator"})
+"""Fields of a search that are a plug-in's name and parameters."""
 
 
 class Backend(Protocol):
@@ -73,17 +81,24 @@ class Zoo:
             ``http://host:port`` of a server.
         api_key: Key for a server.
         files: Folder of the files: needed for PostgreSQL, optional for SQLite.
+        data: Folder of data sets, for the jobs that ``wait`` runs here.
 
     Raises:
         InvalidInputError: The URL is none of these.
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, files: str | os.PathLike[str] | None = None
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        files: str | os.PathLike[str] | None = None,
+        data: str | os.PathLike[str] | None = None,
     ) -> None:
         self.url = url
         self._remote = url.startswith(("http://", "https://"))
         self._folder = Path(files) if files is not None else None
+        self._data = Path(data) if data is not None else None
         self._store: Backend
         if self._remote:
             self._store = importlib.import_module("zoo.remote").HttpStore(url, api_key)
@@ -201,11 +216,12 @@ class Zoo:
         self._store.blocks.delete_chain(self.chain(ref).id)
 
     def verify(self) -> list[str]:
-        """Read every file and return the digests of those that are damaged or missing."""
-        files = self._store.files
-        present = set(files.digests())
-        missing = {block.weights for block in self.blocks()} - present
-        return sorted({*files.verify(), *missing})
+        """Read every file; return the digests of damaged ones, and of missing ones in use.
+
+        In use are the weights of blocks, the ONNX files of chains and the checkpoints of
+        jobs that are not over.
+        """
+        return self._store.blocks.verify()
 
     def gc(self, *, dry_run: bool = True) -> tuple[int, int]:
         """Return the numbers of unused blocks and files, deleted unless this is a dry run."""
@@ -227,7 +243,8 @@ class Zoo:
         """Queue a job.
 
         Raises:
-            InvalidInputError: A field of the request is unknown or wrong; all are named.
+            InvalidInputError: A field of the request is unknown or wrong; all are named. Or a
+                method, space, evaluator, data set or device has a name that nothing has.
         """
         if kind not in tuple(JobKind):
             raise InvalidInputError(f"job kind {kind!r} is not one of: {', '.join(JobKind)}")
@@ -236,22 +253,23 @@ class Zoo:
         if not self._remote:
             checked = importlib.import_module("zoo.schemas").parse_request(kind, request)
             request = checked.model_dump(mode="json")
-        device = request.get("device", "auto") if kind in ON_DEVICE else "auto"
+        wanted = request.get("device", "auto") if kind in ON_DEVICE else "auto"
+        device = None if wanted == "auto" else wanted
+        if not self._remote:
+            importlib.import_module("zoo.catalogue").check_names(
+                self._store.devices.workers(), checked, device=device, trusted=True
+            )
         return self._store.jobs.submit(
-            kind,
-            request,
-            name=name,
-            device=None if device == "auto" else device,
-            idempotency_key=idempotency_key,
+            kind, request, name=name, device=device, idempotency_key=idempotency_key
         )
 
     def search(self, *, name: str = "", **request: Any) -> Job:
         """Queue a search: the fields of ``SearchRequest``; a method or space may be its name."""
-        return self.submit(JobKind.SEARCH, _named(request), name=name)
+        return self.submit(JobKind.SEARCH, named(request), name=name)
 
     def preview(self, *, samples: int = 64, **request: Any) -> Job:
         """Queue the question what a search would choose among, and at what cost."""
-        return self.submit(JobKind.PREVIEW, {"search": _named(request), "samples": samples})
+        return self.submit(JobKind.PREVIEW, {"search": named(request), "samples": samples})
 
     def profile(self, **request: Any) -> Job:
         """Queue measurements of blocks or chains: the fields of ``ProfileRequest``."""
@@ -275,8 +293,14 @@ class Zoo:
         return self._store.jobs.candidates(job_id, arm=arm)
 
     def events(self, job_id: str, after: int = 0) -> tuple[Event, ...]:
-        """Return the lines of a job's log whose number is above ``after``."""
-        return self._store.jobs.events(job_id, after=after)
+        """Return all lines of a job's log whose number is above ``after``."""
+        found: list[Event] = []
+        page: tuple[Event, ...] | None = None
+        while page is None or len(page) == EVENTS_AT_ONCE:
+            last = found[-1].number if found else after
+            page = self._store.jobs.events(job_id, after=last, limit=EVENTS_AT_ONCE)
+            found += page
+        return tuple(found)
 
     def savings(self, job_id: str | None = None) -> Mapping[str, float]:
         """Return what reusing evaluations saved, in one job or in all."""
@@ -297,7 +321,15 @@ class Zoo:
     def clone(self, job_id: str, **changes: Any) -> Job:
         """Queue a job like another one, with some fields of its request changed."""
         job = self.job(job_id)
-        return self.submit(job.kind, {**job.spec, **_named(changes)}, name=job.name)
+        return self.submit(job.kind, {**job.spec, **named(changes)}, name=job.name)
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that is over, with its candidates and log; its models stay in the zoo.
+
+        Raises:
+            ConflictError: The job is not over.
+        """
+        self._store.jobs.delete(job_id)
 
     def watch(self, job_id: str, *, poll_s: float = 0.5) -> Iterator[Job]:
         """Yield the job now, and again whenever it changed, until it is final."""
@@ -316,7 +348,7 @@ class Zoo:
             job_id,
             timeout_s=timeout_s,
             alone=lambda: not self._remote and not self._store.devices.workers(),
-            local=partial(local_worker, job_id, url=self.url, files=self._folder),
+            local=partial(local_worker, job_id, url=self.url, files=self._folder, data=self._data),
         )
 
     # Workers and devices.
@@ -365,10 +397,10 @@ def _weights() -> Any:
     return importlib.import_module("zoo.weights")
 
 
-def _named(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell out a method or space that was given by its name alone."""
+def named(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell out a method, space or evaluator that was given by its name alone."""
     return {
-        key: {"name": value} if key in ("method", "space") and isinstance(value, str) else value
+        key: {"name": value} if key in CHOICES and isinstance(value, str) else value
         for key, value in request.items()
     }
 
@@ -377,7 +409,13 @@ def _query(cls: type[Query], filters: Mapping[str, Any]) -> Query:
     known = [item.name for item in fields(cls)]
     if unknown := sorted(filters.keys() - set(known)):
         raise InvalidInputError(f"unknown filter {unknown[0]!r}; choose from: {', '.join(known)}")
-    return cls(**filters)
+    chosen = dict(filters)
+    for name, choices in (("kind", JobKind), ("state", JobState)):
+        if cls is JobQuery and (value := chosen.get(name)) is not None:
+            if value not in tuple(choices):
+                raise InvalidInputError(f"job {name} {value!r} is not one of: {', '.join(choices)}")
+            chosen[name] = choices(value)
+    return cls(**chosen)
 
 
 def _all(fetch: Callable[[str | None], Page[T]]) -> Iterator[T]:

@@ -73,8 +73,20 @@ class Connection:
         return answer
 
     def json(self, method: str, path: str, **options: Any) -> Any:
-        """Send a request and return the JSON of its answer."""
-        return self.send(method, path, **options).json()
+        """Send a request and return the JSON of its answer.
+
+        Raises:
+            BlockyardError: As ``send``.
+            EnvironmentUnfitError: The answer is no JSON: something else listens there.
+        """
+        answer = self.send(method, path, **options)
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise errors.EnvironmentUnfitError(
+                f"{self._url} answered {method} {path} with something else than JSON, so it is "
+                "no Blockyard server; check the address"
+            ) from error
 
 
 def _tree(root: type[errors.BlockyardError]) -> Iterator[type[errors.BlockyardError]]:
@@ -102,10 +114,12 @@ def error_of(answer: httpx.Response) -> errors.BlockyardError:
         body = answer.json()["error"]
         kind, message, details = body["type"], str(body["message"]), body.get("details") or {}
     except (ValueError, KeyError, TypeError):
-        kind, message, details = "", answer.text[:500], {}
+        kind, message, details = "", "", {}
+    url = answer.request.url
     message = message or (
-        f"the server answered {answer.status_code} {answer.reason_phrase} "
-        f"to {answer.request.method} {answer.request.url.path}"
+        f"{url.scheme}://{url.netloc.decode()} answered {answer.status_code} "
+        f"{answer.reason_phrase} to {answer.request.method} {url.path}"
+        + (", and not as a Blockyard server does; check the address" if answer.content else "")
     )
     known = {cls.__name__: cls for cls in _tree(errors.BlockyardError)}
     cls = known.get(kind)

@@ -21,6 +21,7 @@ from zoo.canonical import Json, plain
 from zoo.canonical import digest as digest_of
 from zoo.connection import Connection
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest
+from zoo.names import check_alias
 from zoo.spec import Block, Chain, Device, Profile
 from zoo.store.protocols import (
     ApiKey,
@@ -34,7 +35,6 @@ from zoo.store.protocols import (
 )
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALL_BLOCKS = BlockQuery()
 _ALL_CHAINS = ChainQuery()
 _ALL_JOBS = JobQuery()
@@ -118,7 +118,7 @@ class HttpFiles:
         yield from self._connection.json("GET", "/v1/files")
 
     def verify(self) -> list[str]:
-        return list(self._connection.json("GET", "/v1/verify"))
+        return list(self._connection.json("GET", "/v1/files", params={"verify": "true"}))
 
 
 class HttpBlocks:
@@ -169,10 +169,7 @@ class HttpBlocks:
         return Page(items=tuple(map(Chain.from_json, data["items"])), next=data["next"])
 
     def set_alias(self, alias: str, chain_id: str) -> None:
-        if not _ALIAS.fullmatch(alias):
-            raise errors.InvalidInputError(
-                f"{alias!r:.200} is no alias; use up to 128 letters, digits, '.', '_' or '-'"
-            )
+        check_alias(alias)
         self._connection.send("PUT", _path("aliases", alias), json={"chain": chain_id})
 
     def aliases(self) -> Mapping[str, str]:
@@ -203,6 +200,9 @@ class HttpBlocks:
     def collect(self) -> tuple[int, int]:
         data = self._connection.json("POST", "/v1/gc", json={"dry_run": False})
         return int(data["num_blocks"]), int(data["num_files"])
+
+    def verify(self) -> list[str]:
+        return list(self._connection.json("GET", "/v1/verify"))
 
 
 class HttpJobs:
@@ -243,6 +243,9 @@ class HttpJobs:
 
     def resume(self, job_id: str) -> Job:
         return Job.from_json(self._connection.json("POST", _path("jobs", job_id, "resume")))
+
+    def delete(self, job_id: str) -> None:
+        self._connection.send("DELETE", _path("jobs", job_id))
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         params = {"after": after, "limit": limit}

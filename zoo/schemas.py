@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from zoo.errors import InvalidInputError
 from zoo.jobs import JobKind
+from zoo.names import check_alias
 from zoo.spec import METRICS as METRICS
 
 
@@ -122,6 +123,17 @@ class AssembleRequest(Schema):
     runtime: Literal["torch", "onnx"] = "torch"
     batch: int = Field(default=1, ge=1)
     name: str | None = Field(default=None, description="alias to give the chosen chain")
+
+    @model_validator(mode="after")
+    def _check(self) -> AssembleRequest:
+        if self.objective not in METRICS:
+            raise ValueError(f"objective {self.objective!r}; choose one of: {', '.join(METRICS)}")
+        if self.name is not None:
+            try:
+                check_alias(self.name)
+            except InvalidInputError as error:
+                raise ValueError(str(error)) from error
+        return self
 
 
 REQUESTS: dict[JobKind, type[Schema]] = {

@@ -300,11 +300,20 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One place where blocks run. ``id`` is the fingerprint of what determines its speed."""
+    """Where blocks run. ``id`` is the fingerprint of what determines its speed.
+
+    Equal devices share measurements. ``place`` tells them apart: it names the one piece of
+    hardware that a process has before it, so that two processes on it take turns. It is
+    no part of the identity and is not written down; unknown, it is the id.
+    """
 
     name: str
     kind: str
     info: Mapping[str, Json]
+    place: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", self.place or self.id)
 
     @cached_property
     def id(self) -> str:

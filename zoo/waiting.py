@@ -74,10 +74,13 @@ def wait_for(
 
 
 @contextmanager
-def local_worker(job_id: str, *, url: str, files: Path | None) -> Iterator[LastWords]:
+def local_worker(
+    job_id: str, *, url: str, files: Path | None, data: Path | None = None
+) -> Iterator[LastWords]:
     """Run one job in a child process, which ends with the block."""
-    where = ["--db", url, *(["--files", str(files)] if files is not None else [])]
-    command = [sys.executable, "-m", "workers", "run", job_id, *where]
+    command = [sys.executable, "-m", "workers", "run", job_id, "--db", url]
+    for option, folder in (("--files", files), ("--data", data)):
+        command += [option, str(folder)] if folder is not None else []
     with tempfile.TemporaryFile() as output:
         worker = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

@@ -60,6 +60,7 @@ def upgrade() -> None:
         sa.Column("accuracy", sa.Double(), nullable=True),
         sa.Column("job", sa.Text(), nullable=True),
         sa.Column("onnx", sa.Text(), nullable=True),
+        sa.Column("owner", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_chains"),
     )
@@ -129,6 +130,12 @@ def upgrade() -> None:
     )
     op.create_index("ix_lineage_parent", "lineage", ["parent"])
     op.create_table(
+        "places",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_places"),
+    )
+    op.create_table(
         "profiles",
         sa.Column("subject", sa.Text(), nullable=False),
         sa.Column("device", sa.Text(), nullable=False),
@@ -156,6 +163,7 @@ def upgrade() -> None:
         "aliases",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("chain_id", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["chain_id"], ["chains.id"], name="fk_aliases_chain_id_chains", ondelete="CASCADE"
@@ -214,15 +222,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "device_leases",
-        sa.Column("device_id", sa.Text(), nullable=False),
+        sa.Column("place", sa.Text(), nullable=False),
         sa.Column("holder", sa.Text(), nullable=False),
         sa.Column("mode", sa.Text(), nullable=False),
         sa.Column("granted", sa.Boolean(), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["device_id"], ["devices.id"], name="fk_device_leases_device_id_devices"
-        ),
-        sa.PrimaryKeyConstraint("device_id", "holder", "mode", name="pk_device_leases"),
+        sa.ForeignKeyConstraint(["place"], ["places.id"], name="fk_device_leases_place_places"),
+        sa.PrimaryKeyConstraint("place", "holder", "mode", name="pk_device_leases"),
     )
     op.create_table(
         "job_events",
@@ -249,6 +255,7 @@ def downgrade() -> None:
     op.drop_table("aliases")
     op.drop_table("workers")
     op.drop_table("profiles")
+    op.drop_table("places")
     op.drop_index("ix_lineage_parent", table_name="lineage")
     op.drop_table("lineage")
     op.drop_index("ix_jobs_state_created_at", table_name="jobs")

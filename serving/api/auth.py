@@ -12,8 +12,9 @@ from functools import lru_cache
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
-from serving.api.settings import ApiSettings, is_loopback
+from serving.api.settings import ApiSettings
 from zoo.errors import ForbiddenError, UnauthenticatedError
+from zoo.names import is_loopback
 from zoo.store.protocols import SCOPES, ApiKey, KeyStore
 
 OPEN = "open"
@@ -40,6 +41,7 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/jobs": "read",
     "POST /v1/jobs": "submit",
     "GET /v1/jobs/{job_id}": "read",
+    "DELETE /v1/jobs/{job_id}": "submit",
     "POST /v1/jobs/{job_id}/cancel": "submit",
     "POST /v1/jobs/{job_id}/pause": "submit",
     "POST /v1/jobs/{job_id}/resume": "submit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -101,6 +101,13 @@ def check_job(api: Context, caller: Principal, ref: str | None) -> None:
     """
     if ref is not None and not caller.admin:
         own_job(api, caller, ref)
+
+
+def hidden_jobs(api: Context, caller: Principal, job_ids: Iterable[str]) -> frozenset[str]:
+    """Return those of ``job_ids`` that the caller may not see."""
+    wanted = frozenset() if caller.admin else frozenset(job_ids)
+    owners = api.store.jobs.owners(wanted) if wanted else {}
+    return frozenset(job_id for job_id in wanted if owners.get(job_id) != caller.owner)
 
 
 def clean(value: object, where: str) -> Json:

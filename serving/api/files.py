@@ -72,8 +72,8 @@ def delete(api: Api, digest: Digest) -> Response:
 
 @router.get("/verify", response_model=list[str])
 def verify(api: Api) -> Response:
-    """Read every file and return the digests of the damaged ones."""
-    return json_response(api.store.files.verify())
+    """Read every file; return the digests of damaged ones, and of missing ones in use."""
+    return json_response(api.store.blocks.verify())
 
 
 @router.post("/gc", response_model=schemas.CollectAnswer)

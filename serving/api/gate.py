@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,11 @@ REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 BOUNDED_BY_ROUTE = re.compile(r"/v1/files/[^/]+|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """Routes that read their bodies themselves, under limits of their own."""
+
+_PROCESS = secrets.token_hex(8).encode()
+_numbers = itertools.count(1)
+# A number is enough to tell requests apart: asking the system for randomness for each
+# would let go of the interpreter lock, and getting it back waits for the engine's threads.
 
 
 class Gate:
@@ -85,4 +91,6 @@ class Gate:
 
 def _request_id(headers: Mapping[bytes, bytes]) -> bytes:
     given = headers.get(b"x-request-id", b"")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+    if given and REQUEST_ID.fullmatch(given):
+        return given
+    return b"%s-%d" % (_PROCESS, next(_numbers))

@@ -56,6 +56,29 @@ because theirs is the path whose cost every request pays."""
 router = APIRouter(prefix="/v2", tags=["KServe V2"])
 
 
+# Routes are tried in this order, so the one whose cost every request pays comes first.
+
+
+@router.post("/models/{name}/infer", response_model=schemas.InferAnswer, openapi_extra=BODY)
+async def infer(request: Request, name: Name) -> Response:
+    """Run one batch through a model; tensors travel as JSON or as binary tensor data.
+
+    The deadline is the shortest of the header X-Request-Deadline-Ms, the parameter
+    ``timeout`` (microseconds) and the server's own. Leaving cancels the work.
+    """
+    return await _infer(request, name, None)
+
+
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    response_model=schemas.InferAnswer,
+    openapi_extra=BODY,
+)
+async def infer_version(request: Request, name: Name, version: Name) -> Response:
+    """Run one batch through a model, if it has this version."""
+    return await _infer(request, name, version)
+
+
 @router.get("", response_model=schemas.ServerMetadata)
 async def server_metadata() -> Response:
     """Name, version and extensions of this server."""
@@ -138,26 +161,6 @@ async def unload_model(api: Api, name: Name) -> Response:
     """Unload a model once its requests are answered; its next request loads it again."""
     await api.models.unload(await api.models.find(name))
     return json_response({"name": name, "ready": False})
-
-
-@router.post("/models/{name}/infer", response_model=schemas.InferAnswer, openapi_extra=BODY)
-async def infer(request: Request, name: Name) -> Response:
-    """Run one batch through a model; tensors travel as JSON or as binary tensor data.
-
-    The deadline is the shortest of the header X-Request-Deadline-Ms, the parameter
-    ``timeout`` (microseconds) and the server's own. Leaving cancels the work.
-    """
-    return await _infer(request, name, None)
-
-
-@router.post(
-    "/models/{name}/versions/{version}/infer",
-    response_model=schemas.InferAnswer,
-    openapi_extra=BODY,
-)
-async def infer_version(request: Request, name: Name, version: Name) -> Response:
-    """Run one batch through a model, if it has this version."""
-    return await _infer(request, name, version)
 
 
 async def _infer(request: Request, name: str, version: str | None) -> Response:

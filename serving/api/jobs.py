@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
@@ -10,12 +9,23 @@ from starlette.responses import Response
 
 from serving.api import schemas
 from serving.api.auth import Principal
-from serving.api.catalogue import ANY_DEVICE, check_names
-from serving.api.context import Api, Caller, Context, Cursor, Limit, Name, Word, clean, own_job
+from serving.api.context import (
+    Api,
+    Caller,
+    Context,
+    Cursor,
+    Limit,
+    Name,
+    Word,
+    clean,
+    hidden_jobs,
+    own_job,
+)
 from serving.api.errors import json_response
+from zoo.catalogue import ANY_DEVICE, check_names
 from zoo.client import ON_DEVICE
-from zoo.errors import NotFoundError
-from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
+from zoo.errors import ForbiddenError
+from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
 from zoo.schemas import AssembleRequest, parse_request
 from zoo.store.protocols import JobQuery
 
@@ -102,6 +112,14 @@ def resume_job(api: Api, caller: Caller, job_id: Name) -> Response:
     return json_response(job.to_json())
 
 
+@router.delete("/jobs/{job_id}", status_code=204)
+def delete_job(api: Api, caller: Caller, job_id: Name) -> Response:
+    """Delete a job that is over, with its candidates and log; its models stay in the zoo."""
+    own_job(api, caller, job_id)
+    api.store.jobs.delete(job_id)
+    return Response(status_code=204)
+
+
 @router.get("/jobs/{job_id}/events", response_model=list[schemas.EventAnswer])
 def job_events(
     api: Api,
@@ -121,7 +139,8 @@ def job_candidates(api: Api, caller: Caller, job_id: Name, arm: Arm | None = Non
     """Return a job's candidates; a job of another owner that one was reused from is not named."""
     own_job(api, caller, job_id)
     candidates = api.store.jobs.candidates(job_id, arm=arm)
-    hidden = _hidden_jobs(api, caller, candidates)
+    sources = {item.reused_from for item in candidates if item.reused_from is not None}
+    hidden = hidden_jobs(api, caller, sources)
     return json_response(
         [
             item.to_json() | ({"reused_from": None} if item.reused_from in hidden else {})
@@ -135,14 +154,8 @@ def savings(api: Api, caller: Caller, job: Word = None) -> Response:
     """Return what shared evaluations saved: in one job, or in all that the caller may see."""
     if job is not None:
         own_job(api, caller, job)
-        return json_response(dict(api.store.jobs.savings(job)))
-    if caller.admin:
-        return json_response(dict(api.store.jobs.savings()))
-    total = dict.fromkeys(api.store.jobs.savings().keys(), 0.0)
-    for owned in _jobs_of(api, caller.owner):
-        for name, value in api.store.jobs.savings(owned.id).items():
-            total[name] += value
-    return json_response(total)
+    owner = None if caller.admin else caller.owner
+    return json_response(dict(api.store.jobs.savings(job, owner=owner)))
 
 
 def _submit(
@@ -161,7 +174,9 @@ def _submit(
     if device is None and kind in ON_DEVICE:
         wanted = getattr(request, "device", ANY_DEVICE)
         device = None if wanted == ANY_DEVICE else wanted
-    check_names(api.store.devices, request, device=device, trusted=caller.admin)
+    check_names(api.store.devices.workers(), request, device=device, trusted=caller.admin)
+    if isinstance(request, AssembleRequest) and request.name is not None:
+        _check_alias(api, caller, request.name)
     job = api.store.jobs.submit(
         kind,
         request.model_dump(mode="json"),
@@ -180,25 +195,11 @@ def _announce(api: Context, job: Job) -> None:
         api.queue.send(job.id)
 
 
-def _jobs_of(api: Context, owner: str) -> Iterator[Job]:
-    cursor = None
-    while True:
-        page = api.store.jobs.jobs(JobQuery(owner=owner), limit=1000, cursor=cursor)
-        yield from page.items
-        cursor = page.next
-        if cursor is None:
-            return
+def _check_alias(api: Context, caller: Principal, alias: str) -> None:
+    """Refuse an assembly now whose worker could not give its chain the alias in the end.
 
-
-def _hidden_jobs(
-    api: Context, caller: Principal, candidates: tuple[Candidate, ...]
-) -> frozenset[str]:
-    """Return the jobs that evaluations came from and that the caller may not see."""
-    sources = {item.reused_from for item in candidates if item.reused_from is not None}
-    hidden = set()
-    for job_id in sources:
-        try:
-            own_job(api, caller, job_id)
-        except NotFoundError:
-            hidden.add(job_id)
-    return frozenset(hidden)
+    Raises:
+        ForbiddenError: The alias is another owner's.
+    """
+    if api.store.blocks.alias_owner(alias) not in (None, caller.owner):
+        raise ForbiddenError(f"alias {alias} belongs to another owner; choose another name")

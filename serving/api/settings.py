@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoo.errors import InvalidInputError
+from zoo.names import is_loopback
+from zoo.schemas import explain
 
 MIB = 2**20
 
@@ -31,17 +35,18 @@ class ApiSettings(BaseModel):
     key_cache_s: float = Field(default=2.0, ge=0, description="a revoked key dies this late")
     name_cache_s: float = Field(default=1.0, ge=0, description="a moved alias is seen this late")
 
+    def __init__(self, **values: Any) -> None:
+        """Check the values.
+
+        Raises:
+            InvalidInputError: One is out of range or unknown; all such are named.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InvalidInputError(explain(error)) from error
+
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether ``host`` is a loopback address or the name of one."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

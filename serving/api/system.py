@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.api import schemas
-from serving.api.catalogue import catalogue
 from serving.api.context import Api, Caller, Name, check_not_draining, check_text
 from serving.api.errors import json_response
 from serving.api.metrics import CONTENT_TYPE
+from zoo.catalogue import catalogue
 from zoo.errors import InvalidInputError
 from zoo.store.protocols import JobQuery
 

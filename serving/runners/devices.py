@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +15,14 @@ from zoo.canonical import Json
 from zoo.errors import UnknownNameError
 from zoo.spec import Device
 
+SERVING_THREADS = 1
+"""Threads that compute one batch on a CPU, where it is measured as where it is served.
+
+Networks and batches are small: other cores do more for the next batch than for this one,
+and a number that all processes agree on makes their measurements comparable.
+"""
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -21,8 +31,8 @@ def local_devices() -> tuple[Device, ...]:
     """Return the CPU and every CUDA device of this machine.
 
     A device's ``info`` holds what latency depends on and nothing that changes between
-    two starts of the same machine, so equal machines share profiles. ``threads`` is the
-    number that torch uses now: a process that changes it measures another device.
+    two starts of the same machine, so equal machines share profiles. ``threads`` is how
+    many compute a measured batch. ``place`` is this machine's processor, or the one GPU.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return (_cpu(), *(_gpu(index) for index in gpus))
@@ -45,17 +55,55 @@ def resolve(name: str) -> torch.device:
     return torch.device(name)
 
 
+def settle_threads() -> int:
+    """Leave a core to others: set how many threads of this process train, and return it.
+
+    Two threads that wait for each other at every operation crawl where something else
+    needs a core. A process calls this once where it starts; ``OMP_NUM_THREADS`` and other
+    limits that hold already are kept.
+    """
+    threads = min(torch.get_num_threads(), max(1, usable_cores() - 1))
+    torch.set_num_threads(threads)
+    return threads
+
+
+@contextmanager
+def serving_threads() -> Iterator[None]:
+    """Compute with as many threads as a server does, for the length of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(SERVING_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _machine() -> str:
+    """Name this machine: processes in different containers on it get the same answer."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return platform.node()
+
+
 def _cpu() -> Device:
     info: dict[str, Json] = {
         "model": _cpu_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": _usable_cores(),
-        "threads": torch.get_num_threads(),
+        "cores": usable_cores(),
+        "threads": SERVING_THREADS,
         "memory_gib": _memory_gib(),
         "platform": f"{platform.system()}-{platform.machine()}",
         **_versions(),
     }
-    return Device(name="cpu", kind="cpu", info=info)
+    return Device(name="cpu", kind="cpu", info=info, place=f"{_machine()}/cpu")
 
 
 def _gpu(index: int) -> Device:
@@ -72,7 +120,8 @@ def _gpu(index: int) -> Device:
         "host": _cpu_model(),
         **_versions(),
     }
-    return Device(name=f"cuda:{index}", kind="cuda", info=info)
+    place = f"{_machine()}/{getattr(properties, 'uuid', index)}"
+    return Device(name=f"cuda:{index}", kind="cuda", info=info, place=place)
 
 
 def _cudnn() -> int | None:
@@ -102,12 +151,6 @@ def _cpu_model() -> str:
     name = fields.get("model name") or platform.processor() or platform.machine()
     numbers = [fields[key] for key in ("cpu family", "model", "stepping") if key in fields]
     return f"{name} ({'.'.join(numbers)})" if numbers else name
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gib() -> int | None:

@@ -61,46 +61,46 @@ class TestLeases:
 
     def test_many_train_and_one_measures_alone(self, devices: Any) -> None:
         assert devices.acquire(CPU.id, "a", "shared", lease_s=10)
-        assert devices.acquire("cpu", "b", "shared", lease_s=10)
-        assert not devices.acquire("cpu", "m", "exclusive", lease_s=10)
-        devices.release("cpu", "a")
+        assert devices.acquire(CPU.id, "b", "shared", lease_s=10)
+        assert not devices.acquire(CPU.id, "m", "exclusive", lease_s=10)
+        devices.release(CPU.id, "a")
         devices.release(CPU.id, "b")
-        assert devices.acquire("cpu", "m", "exclusive", lease_s=10)
-        assert not devices.acquire("cpu", "a", "shared", lease_s=10)
-        assert not devices.acquire("cpu", "n", "exclusive", lease_s=10)
-        assert devices.acquire("cuda:0", "a", "exclusive", lease_s=10)
+        assert devices.acquire(CPU.id, "m", "exclusive", lease_s=10)
+        assert not devices.acquire(CPU.id, "a", "shared", lease_s=10)
+        assert not devices.acquire(CPU.id, "n", "exclusive", lease_s=10)
+        assert devices.acquire(GPU.id, "a", "exclusive", lease_s=10)
 
     def test_a_waiting_measurement_keeps_new_trainers_out(self, devices: Any, clock: Any) -> None:
-        assert devices.acquire("cpu", "a", "shared", lease_s=10)
-        assert not devices.acquire("cpu", "m", "exclusive", lease_s=10)
-        assert not devices.acquire("cpu", "b", "shared", lease_s=10)
-        assert devices.acquire("cpu", "a", "shared", lease_s=20)  # who trains may go on
+        assert devices.acquire(CPU.id, "a", "shared", lease_s=10)
+        assert not devices.acquire(CPU.id, "m", "exclusive", lease_s=10)
+        assert not devices.acquire(CPU.id, "b", "shared", lease_s=10)
+        assert devices.acquire(CPU.id, "a", "shared", lease_s=20)  # who trains may go on
         clock.advance(11)
-        assert devices.acquire("cpu", "b", "shared", lease_s=10)  # it stopped asking
+        assert devices.acquire(CPU.id, "b", "shared", lease_s=10)  # it stopped asking
 
     def test_an_expired_lease_is_free(self, devices: Any, clock: Any) -> None:
-        assert devices.acquire("cpu", "m", "exclusive", lease_s=10)
+        assert devices.acquire(CPU.id, "m", "exclusive", lease_s=10)
         clock.advance(9)
-        assert devices.acquire("cpu", "m", "exclusive", lease_s=10)
+        assert devices.acquire(CPU.id, "m", "exclusive", lease_s=10)
         clock.advance(9)
-        assert not devices.acquire("cpu", "a", "shared", lease_s=10)
+        assert not devices.acquire(CPU.id, "a", "shared", lease_s=10)
         clock.advance(2)
-        assert devices.acquire("cpu", "a", "shared", lease_s=10)
+        assert devices.acquire(CPU.id, "a", "shared", lease_s=10)
 
     def test_a_holder_may_change_its_mode(self, devices: Any) -> None:
-        assert devices.acquire("cpu", "a", "shared", lease_s=10)
-        assert devices.acquire("cpu", "a", "exclusive", lease_s=10)
-        assert not devices.acquire("cpu", "b", "shared", lease_s=10)
-        assert devices.acquire("cpu", "a", "shared", lease_s=10)
-        assert devices.acquire("cpu", "b", "shared", lease_s=10)
-        assert not devices.acquire("cpu", "a", "exclusive", lease_s=10)
-        assert devices.acquire("cpu", "b", "shared", lease_s=10)  # it kept what it had
+        assert devices.acquire(CPU.id, "a", "shared", lease_s=10)
+        assert devices.acquire(CPU.id, "a", "exclusive", lease_s=10)
+        assert not devices.acquire(CPU.id, "b", "shared", lease_s=10)
+        assert devices.acquire(CPU.id, "a", "shared", lease_s=10)
+        assert devices.acquire(CPU.id, "b", "shared", lease_s=10)
+        assert not devices.acquire(CPU.id, "a", "exclusive", lease_s=10)
+        assert devices.acquire(CPU.id, "b", "shared", lease_s=10)  # it kept what it had
 
     def test_of_many_that_want_it_alone_one_gets_it(self, devices: Any) -> None:
         with ThreadPoolExecutor(16) as pool:
             granted = list(
                 pool.map(
-                    lambda n: devices.acquire("cpu", f"m{n}", "exclusive", lease_s=60), range(32)
+                    lambda n: devices.acquire(CPU.id, f"m{n}", "exclusive", lease_s=60), range(32)
                 )
             )
         assert sum(granted) == 1
@@ -109,4 +109,20 @@ class TestLeases:
         with pytest.raises(NotFoundError, match="tpu"):
             devices.acquire("tpu", "a", "shared", lease_s=10)
         with pytest.raises(InvalidInputError, match="loan"):
-            devices.acquire("cpu", "a", "loan", lease_s=10)
+            devices.acquire(CPU.id, "a", "loan", lease_s=10)
+
+    def test_equal_devices_in_two_places_are_leased_apart(self, devices: Any) -> None:
+        twins = [Device(name="cuda:0", kind="cuda", info={}, place=f"host/{n}") for n in (0, 1)]
+        assert twins[0] == twins[1]
+        assert twins[0].id == twins[1].id
+        for number, twin in enumerate(twins):
+            devices.announce(WorkerInfo(id=f"t{number}", devices=(twin,), catalogue={}))
+        assert devices.acquire(twins[0].place, "a", "exclusive", lease_s=10)
+        assert devices.acquire(twins[1].place, "b", "exclusive", lease_s=10)
+        assert not devices.acquire(twins[0].place, "b", "shared", lease_s=10)
+
+    def test_unequal_fingerprints_of_one_place_share_its_lease(self, devices: Any) -> None:
+        views = [Device(name="cpu", kind="cpu", info={"n": n}, place="host/cpu") for n in (1, 2)]
+        devices.announce(WorkerInfo(id="v", devices=tuple(views), catalogue={}))
+        assert devices.acquire(views[0].place, "a", "exclusive", lease_s=10)
+        assert not devices.acquire(views[1].place, "b", "shared", lease_s=10)

@@ -110,6 +110,13 @@ class TestSubmission:
         query = JobQuery(kind=JobKind.SEARCH, state=JobState.QUEUED, owner="ann")
         assert [job.id for job in jobs.jobs(query).items] == [wanted.id]
 
+    def test_jobs_are_found_by_the_device_they_ask_for(self, make_store: Any) -> None:
+        jobs = make_store().jobs
+        by_device = {name: submit(jobs, device=name).id for name in ("cpu", "0123", "tpu", None)}
+        assert [job.id for job in jobs.jobs(JobQuery(device="cpu")).items] == [by_device["cpu"]]
+        found = jobs.jobs(JobQuery(device=("cpu", "0123"))).items
+        assert {job.id for job in found} == {by_device["cpu"], by_device["0123"]}
+
     @pytest.mark.parametrize("cursor", ["", "garbage", "W10", "ü", "eyJhIjoxfQ"])
     def test_a_foreign_cursor_is_refused(self, make_store: Any, cursor: str) -> None:
         with pytest.raises(InvalidInputError, match="cursor"):
@@ -356,6 +363,42 @@ class TestRecords:
             store.jobs.save_checkpoint(job.id, job.token, digest, step)
         assert [step for step, _ in store.jobs.checkpoints(job.id)] == [6, 9]
 
+    def test_the_file_of_a_dropped_checkpoint_goes_unless_another_needs_it(
+        self, make_store: Any
+    ) -> None:
+        store = make_store()
+        jobs = []
+        for number in range(2):
+            submit(store.jobs)
+            jobs.append(store.jobs.claim(f"w{number}", lease_s=60))
+        shared = store.files.put(b"both began alike")
+        for job in jobs:
+            store.jobs.save_checkpoint(job.id, job.token, shared, 0)
+        digests = [store.files.put(b"state %d" % step) for step in range(4)]
+        for step, digest in enumerate(digests):
+            store.jobs.save_checkpoint(jobs[0].id, jobs[0].token, digest, step)
+        assert set(store.files.digests()) == {shared, *digests[2:]}
+        assert [digest for _, digest in store.jobs.checkpoints(jobs[1].id)] == [shared]
+
+    def test_a_job_that_advances_between_kills_is_never_quarantined(
+        self, make_store: Any, clock: Any
+    ) -> None:
+        store = make_store(now=clock)
+        job = submit(store.jobs)
+        for kill in range(3 * MAX_ATTEMPTS):
+            claimed = store.jobs.claim("w", lease_s=10)
+            assert claimed is not None
+            digest = store.files.put(b"state %d" % kill)
+            store.jobs.save_checkpoint(job.id, claimed.token, digest, kill + 1)
+            clock.advance(11)
+            store.jobs.reap()
+        for _ in range(MAX_ATTEMPTS - 1):  # and one that stands still is
+            claimed = store.jobs.claim("w", lease_s=10)
+            store.jobs.save_checkpoint(job.id, claimed.token, digest, kill + 1)
+            clock.advance(11)
+            store.jobs.reap()
+        assert store.jobs.job(job.id).state is JobState.FAILED
+
     def test_a_checkpoint_without_its_file_is_refused(self, make_store: Any) -> None:
         store = make_store()
         submit(store.jobs)
@@ -410,6 +453,6 @@ class TestRecords:
             candidate(job.id, 0, arm=Arm.WINNER, cost_s=50.0, **evaluated),
         ):
             jobs.put_candidate(made, job.token)
-        expected = {"candidates": 4, "hits": 1, "evaluations": 2, "saved_s": 2.0, "spent_s": 3.5}
+        expected = {"candidates": 4, "hits": 1, "evaluations": 3, "saved_s": 2.0, "spent_s": 3.5}
         assert jobs.savings(job.id) == expected
         assert jobs.savings() == expected

@@ -84,9 +84,11 @@ def test_a_submitted_job_is_written_and_announced(
     assert (job.name, job.owner, job.state) == ("first", "local", JobState.QUEUED)
     assert job.spec["winners"] == 1  # the defaults are written out
     assert queue.ids == [job.id]
-    assert remote.jobs.submit(JobKind.SEARCH, SEARCH, idempotency_key="k").id == job.id
-    with pytest.raises(ConflictError, match="'k'"):
-        remote.jobs.submit(JobKind.SEARCH, SEARCH | {"seed": 1}, idempotency_key="k")
+    again = remote.jobs.submit(JobKind.SEARCH, SEARCH, name="first", idempotency_key="k")
+    assert again.id == job.id
+    for spec, name in ((SEARCH | {"seed": 1}, "first"), (SEARCH, "second")):
+        with pytest.raises(ConflictError, match="'k'"):
+            remote.jobs.submit(JobKind.SEARCH, spec, name=name, idempotency_key="k")
 
 
 def test_a_job_is_paused_resumed_and_cancelled(remote: HttpStore, queue: Sent) -> None:
@@ -153,8 +155,6 @@ def test_jobs_are_paged_and_filtered(remote: HttpStore) -> None:
 def test_a_name_no_live_worker_knows_is_refused_with_the_choices(
     remote: HttpStore, store: Store, change: dict[str, Any], choices: tuple[str, ...]
 ) -> None:
-    unchecked = remote.jobs.submit(JobKind.SEARCH, SEARCH | change)
-    assert unchecked.state is JobState.QUEUED  # nobody is there to ask
     store.devices.announce(WORKER)
     for kind, spec in (
         (JobKind.SEARCH, SEARCH | change),
@@ -164,6 +164,14 @@ def test_a_name_no_live_worker_knows_is_refused_with_the_choices(
             remote.jobs.submit(kind, spec)
         assert refused.value.choices == choices
     remote.jobs.submit(JobKind.SEARCH, SEARCH | {"device": CPU.id})
+
+
+def test_without_a_live_worker_only_what_is_installed_can_be_named(remote: HttpStore) -> None:
+    for field in ("method", "space", "evaluator"):
+        with pytest.raises(UnknownNameError, match="nas"):
+            remote.jobs.submit(JobKind.SEARCH, SEARCH | {field: {"name": "nas"}})
+    away = {"data": "flowers", "device": "cuda:7"}  # only a worker knows these
+    assert remote.jobs.submit(JobKind.SEARCH, SEARCH | away).state is JobState.QUEUED
 
 
 def test_a_measurement_is_for_the_device_that_it_names(remote: HttpStore, server: Running) -> None:

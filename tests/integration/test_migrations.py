@@ -55,7 +55,7 @@ def fill(store: Store) -> None:
     store.blocks.set_alias("best", chain.id)
     device = Device(name="cpu", kind="cpu", info={"threads": 2})
     store.devices.announce(WorkerInfo(id="w", devices=(device,), catalogue={}))
-    store.devices.acquire("cpu", "w", "shared", lease_s=60)
+    store.devices.acquire(device.place, "w", "shared", lease_s=60)
     store.blocks.put_profile(
         Profile(
             subject=chain.id,

@@ -158,6 +158,22 @@ def test_a_spec_file_is_overruled_by_options(tmp_path: Path, blockyard: Any) -> 
     assert spec["limits"] == [{"metric": "latency_ms", "max": 3, "min": None}]
 
 
+def test_a_spec_file_may_name_its_parts_by_their_names_alone(
+    tmp_path: Path, blockyard: Any
+) -> None:
+    path = tmp_path / "search.json"
+    spec = {"method": "random", "space": "darts", "data": "digits"}
+    path.write_text(json.dumps(spec))
+    words = ["search", "run", "--spec", str(path), "-p", "candidates=3", "-d", "--json"]
+    made = blockyard(*words).json["spec"]
+    assert made["method"] == {"name": "random", "params": {"candidates": 3}}
+    assert made["space"] == {"name": "darts", "params": {}}
+    path.write_text(json.dumps(spec | {"method": ["random"]}))
+    assert blockyard(*words).code == 2
+    path.write_text(json.dumps(spec | {"recipe": 3}))
+    assert "recipe" in blockyard(*words, "--epochs", "1").err
+
+
 def test_a_job_is_paused_resumed_cloned_and_cancelled(blockyard: Any) -> None:
     words = ["-m", "random", "--space", "darts", "--data", "digits", "-d", "-q"]
     job = blockyard("search", "run", *words, "--name", "mine").out.strip()
@@ -165,13 +181,16 @@ def test_a_job_is_paused_resumed_cloned_and_cancelled(blockyard: Any) -> None:
     assert blockyard("job", "resume", job, "-d", "--json").json["state"] == "queued"
     clone = blockyard("job", "clone", "mine", "--set", "method.params.candidates=2", "-d", "--json")
     assert clone.json["spec"]["method"]["params"] == {"candidates": 2}
-    refused = blockyard("job", "cancel", job)
-    assert refused.code == 2
-    assert "--yes" in refused.err
-    assert blockyard("job", "cancel", job, "--yes", "--json").json["state"] == "cancelled"
-    again = blockyard("job", "cancel", job, "--yes")
+    refused = blockyard("job", "delete", job, "--yes")
+    assert refused.code == 1
+    assert "cancel it first" in refused.err
+    assert blockyard("job", "cancel", job, "--json").json["state"] == "cancelled"
+    again = blockyard("job", "cancel", job)
     assert again.code == 1
     assert "cancelled" in again.err
+    assert "--yes" in blockyard("job", "delete", job).err
+    assert blockyard("job", "delete", job, "--yes", "--json").json == {"id": job, "deleted": True}
+    assert blockyard("job", "show", job).code == 1
 
 
 def test_the_catalogue_comes_from_live_workers(blockyard: Any) -> None:
@@ -188,6 +207,20 @@ def test_without_a_worker_the_catalogue_comes_from_this_installation(
 ) -> None:
     names = blockyard("method", "list", "-q", "--url", f"sqlite:///{tmp_path / 'new.db'}").out
     assert {"pc-darts", "nsga2", "tpe", "random"} <= set(names.split())
+    words = ["search", "run", "--space", "darts", "--data", "digits", "-d"]
+    wrong = blockyard(*words, "-m", "nope", "--url", f"sqlite:///{tmp_path / 'new.db'}")
+    assert wrong.code == 2
+    assert "pc-darts" in wrong.err
+
+
+def test_a_local_worker_looks_for_data_where_it_was_told(tmp_path: Path, blockyard: Any) -> None:
+    words = ["search", "run", "-m", "random", "--space", "darts", "--data", "npz:absent.npz"]
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    answer = blockyard("--data-dir", str(folder), *words, "--url", url)
+    assert answer.code == 1
+    assert f"{folder}/absent.npz" in answer.err
 
 
 def test_the_zoo_is_listed_and_shown(seed: Seed, blockyard: Any) -> None:
@@ -242,7 +275,8 @@ def test_damage_is_found_and_named(tmp_path: Path, blockyard: Any) -> None:
 
 
 def test_garbage_is_counted_before_it_is_deleted(blockyard: Any) -> None:
-    assert blockyard("zoo", "gc", "--dry-run", "--json").json["deleted"] is False
+    assert blockyard("zoo", "gc", "--json").json == {"blocks": 0, "files": 0, "deleted": False}
+    assert blockyard("zoo", "gc", "--yes", "--json").json["deleted"] is True
 
 
 def test_a_key_is_shown_once_and_revoked(blockyard: Any) -> None:
@@ -251,8 +285,7 @@ def test_a_key_is_shown_once_and_revoked(blockyard: Any) -> None:
     listed = blockyard("key", "list", "--json")
     assert made["secret"] not in listed.out
     assert [key["scopes"] for key in listed.json if key["id"] == made["id"]] == [["read", "submit"]]
-    assert blockyard("key", "revoke", made["id"]).code == 2
-    assert blockyard("key", "revoke", made["id"], "--yes").code == 0
+    assert blockyard("key", "revoke", made["id"]).code == 0
     row = next(line for line in blockyard("key", "list").out.splitlines() if made["id"] in line)
     assert row.endswith("revoked")
 
@@ -267,11 +300,15 @@ def test_a_key_is_shown_once_and_revoked(blockyard: Any) -> None:
         (["search", "run", "-m", "a", "--space", "b", "--data", "c", "-l", "x"], 2, "'x'"),
         (["search", "run", "-m", "a", "--space", "b", "--data", "c", "-r", "lr=-1"], 2, "lr"),
         (["search", "run", "-m", "a", "--space", "b", "--data", "c", "-o", "beauty"], 2, "beauty"),
+        (["search", "run", "-m", "nope", "--space", "darts", "--data", "digits", "-d"], 2, "nope"),
+        (["chain", "assemble", "--objective", "foo", "-d"], 2, "latency_ms"),
+        (["chain", "assemble", "--name", "deadbeef00", "-d"], 2, "hex digits"),
+        (["chain", "export", "champion", "-o", "/proc/absent/x.onnx"], 1, "/proc/absent"),
         (["job", "show", "absent"], 1, "absent"),
         (["job", "show", "job_00000000-0000-0000-0000-000000000000"], 1, "job_00000000"),
         (["zoo", "show", "absent"], 1, "absent"),
         (["space", "show", "dart"], 2, "darts"),
-        (["zoo", "list", "--order", "beauty"], None, "beauty"),
+        (["zoo", "list", "--order", "beauty"], None, "latency"),
         (["job", "list", "--url", "mysql://nowhere"], 2, "mysql"),
         (["serve", "--url", "http://127.0.0.1:9"], 2, "http://127.0.0.1:9"),
         (["job", "list", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
@@ -296,6 +333,8 @@ def test_the_schema_is_upgraded_and_shown_by_a_process_of_its_own(tmp_path: Path
     current = subprocess.run([*words, "current"], capture_output=True, text=True)
     assert current.stdout == upgraded.stdout
     assert current.stdout.strip()
+    said = subprocess.run([*words, "current", "--json"], capture_output=True, text=True)
+    assert json.loads(said.stdout) == {"revision": current.stdout.strip()}
     refused = subprocess.run(
         [*words, "downgrade", "base"], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

@@ -111,7 +111,7 @@ def test_a_device_held_exclusively_is_waited_for_and_given_back(
     store: Store, session: Session
 ) -> None:
     assert store.devices.acquire(CPU.id, "another", "exclusive", lease_s=0.3)
-    with session.device(CPU.id, "exclusive"):
+    with session.device(CPU, "exclusive"):
         deadline = time.monotonic() + 1.5 * FAST.lease_s
         while time.monotonic() < deadline:
             assert not store.devices.acquire(CPU.id, "third", "shared", lease_s=1)
@@ -122,7 +122,7 @@ def test_a_device_held_exclusively_is_waited_for_and_given_back(
 def test_waiting_for_a_device_ends_when_the_job_is_stopped(store: Store, session: Session) -> None:
     assert store.devices.acquire(CPU.id, "another", "exclusive", lease_s=60)
     session.ask(Stop.CANCEL)
-    with pytest.raises(JobStoppedError), session.device(CPU.id, "shared"):
+    with pytest.raises(JobStoppedError), session.device(CPU, "shared"):
         pytest.fail("the device was never free")
 
 

@@ -15,12 +15,14 @@ from torch import nn
 
 from zoo import Zoo
 from zoo.builders import register
+from zoo.canonical import Json
 from zoo.errors import (
     ConflictError,
     DeadlineExceededError,
     EnvironmentUnfitError,
     InvalidInputError,
     NotFoundError,
+    UnknownNameError,
 )
 from zoo.jobs import JobKind, JobState
 from zoo.spec import Block, BlockSpec, TensorSpec
@@ -75,7 +77,7 @@ def test_a_store_opens_and_lists_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from zoo import Zoo\n"
         "with Zoo(sys.argv[1]) as zoo:\n"
-        "    zoo.submit('search', {'method': {'name': 'm'}, 'space': {'name': 's'}, 'data': 'd'})\n"
+        "    zoo.search(method='random', space='darts', data='d')\n"
         "    print(len(list(zoo.jobs())), len(list(zoo.blocks())), 'torch' in sys.modules)"
     )
     done = subprocess.run(
@@ -287,6 +289,56 @@ def test_a_worker_of_our_own_starts_when_the_last_other_one_is_gone(
     )
     assert done.state is JobState.SUCCEEDED
     assert started == [True]
+
+
+def test_names_that_nothing_has_are_refused_at_once(zoo: Zoo, behind: Store) -> None:
+    for field in ("method", "space", "evaluator"):
+        with pytest.raises(UnknownNameError, match="nope"):
+            zoo.search(**SEARCH | {field: "nope"})
+    catalogue: dict[str, Json] = {"methods": [{"name": "mine"}], "data": [{"name": "flowers"}]}
+    behind.devices.announce(WorkerInfo(id="w", devices=(), catalogue=catalogue))
+    with pytest.raises(UnknownNameError, match="choose one of: mine"):
+        zoo.search(**SEARCH)
+    with pytest.raises(UnknownNameError, match="flowers"):
+        zoo.search(**SEARCH | {"method": "mine"})
+    assert zoo.search(**SEARCH | {"method": "mine", "data": "flowers"}).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [({"objective": "foo"}, "latency_ms"), ({"name": "deadbeef00"}, "not only hex digits")],
+)
+def test_an_assembly_is_checked_when_it_is_asked_for(
+    zoo: Zoo, request_: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        zoo.assemble(**request_)
+
+
+def test_filters_of_jobs_are_words_that_exist(zoo: Zoo) -> None:
+    job = zoo.search(**SEARCH)
+    assert [found.id for found in zoo.jobs(kind="search", state="queued")] == [job.id]
+    for name in ("kind", "state"):
+        with pytest.raises(InvalidInputError, match=f"job {name} 'foo' is not one of: "):
+            zoo.jobs(**{name: "foo"})
+
+
+def test_the_whole_log_is_read(zoo: Zoo, behind: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.client.EVENTS_AT_ONCE", 2)
+    job = zoo.search(**SEARCH)
+    for number in range(5):
+        behind.jobs.log(job.id, f"line {number}")
+    assert [event.number for event in zoo.events(job.id)] == [1, 2, 3, 4, 5]
+    assert [event.number for event in zoo.events(job.id, after=1)] == [2, 3, 4, 5]
+
+
+def test_a_job_that_is_over_is_deleted(zoo: Zoo) -> None:
+    job = zoo.search(**SEARCH)
+    with pytest.raises(ConflictError, match="cancel it first"):
+        zoo.delete_job(job.id)
+    zoo.cancel(job.id)
+    zoo.delete_job(job.id)
+    assert list(zoo.jobs()) == []
 
 
 def test_a_worker_of_our_own_says_its_last_words(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from serving.runners import onnx_export
-from serving.runners.devices import local_devices, resolve
+from serving.runners.devices import local_devices, resolve, settle_threads, usable_cores
 from serving.runners.measure import measure
 from serving.runners.onnx_export import check_onnx, export_onnx
 from serving.runners.onnx_runner import OnnxRunner
@@ -216,6 +216,37 @@ def test_the_devices_of_this_machine_start_with_its_cpu_and_keep_their_ids() -> 
     assert [device.id for device in first] == [device.id for device in again]
     assert Device.from_json(first[0].to_json()).id == first[0].id
     assert first[0].info["torch"] == torch.__version__
+
+
+def test_the_fingerprint_does_not_depend_on_this_process_s_threads() -> None:
+    before = torch.get_num_threads()
+    ids = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            ids.append([device.id for device in local_devices()])
+    finally:
+        torch.set_num_threads(before)
+    assert ids[0] == ids[1]
+
+
+def test_devices_of_one_machine_are_in_different_places() -> None:
+    places = [device.place for device in local_devices()]
+    assert len(set(places)) == len(places)
+    assert places == [device.place for device in local_devices()]
+    assert places[0] != local_devices()[0].id
+
+
+def test_training_leaves_a_core_to_others_and_keeps_a_lower_limit() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(64)
+        settled = settle_threads()
+        assert settled == torch.get_num_threads() == max(1, usable_cores() - 1)
+        torch.set_num_threads(1)
+        assert settle_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_device_is_found_by_name_and_auto_is_one_of_them() -> None:

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -136,6 +137,32 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert paths(tmp_path / "root" / "unfinished") == set()
     with pytest.raises(EnvironmentUnfitError, match=f"{digest} cannot be read"):
         files.get(digest)
+
+
+@pytest.mark.parametrize("call", ["open", "utime", "unlink", "stat"])
+def test_what_the_system_refuses_is_said_in_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    files = FileStore(tmp_path / "files")
+    digest = files.put(b"content")
+    later = datetime(2100, 1, 1, tzinfo=UTC)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    acts: dict[str, list[Callable[[], object]]] = {
+        "open": [lambda: files.put(b"other"), lambda: files.delete_old(digest, later)],
+        "utime": [lambda: files.touch(digest)],
+        "unlink": [lambda: files.delete(digest), lambda: files.delete_old(digest, later)],
+        "stat": [lambda: files.size(digest), lambda: files.changed_before(digest, later)],
+    }
+    owner = Path if call in ("unlink", "stat") else os
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, call, refuse)
+        for act in acts[call]:
+            with pytest.raises(EnvironmentUnfitError, match="Input/output error"):
+                act()
+    assert files.get(digest) == b"content"
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,14 +29,16 @@ def demo(terminal: Terminal, seed: int) -> None:
     if code:
         raise SystemExit(code)
     report = json.loads((run / "demo.json").read_text())
-    terminal.say("")
     candidates = _candidates(report)
     _draw(run, candidates, report)
+    best = _front(candidates)
+    if terminal.json:
+        terminal.answer(report | {"front": best})
+        return
     terminal.table(
         ["front", "accuracy", "latency", "parameters", "from"],
-        [_row(item) for item in _front(candidates)],
-        values=_front(candidates),
-        ids=[f"{item['arm']}-{item['number']}" for item in _front(candidates)],
+        [_row(item) for item in best],
+        values=best,
     )
     _say_what_next(terminal, run, report)
 

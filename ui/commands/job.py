@@ -149,9 +149,19 @@ def _ended(terminal: Terminal, zoo: Zoo, found: Job) -> None:
 def job_cancel(terminal: Terminal, reference: str) -> None:
     """Cancel a job; what it has evaluated stays known."""
     with terminal.zoo() as zoo:
+        _moved(terminal, zoo.cancel(find_job(zoo, reference).id), "cancel")
+
+
+@job.command("delete")
+@job_argument
+@pass_terminal
+def job_delete(terminal: Terminal, reference: str) -> None:
+    """Delete a job that is over, with its candidates and log; its models stay in the zoo."""
+    with terminal.zoo() as zoo:
         found = find_job(zoo, reference)
-        terminal.confirm(f"Cancel {found.kind} {found.id}?")
-        _moved(terminal, zoo.cancel(found.id), "cancel")
+        terminal.confirm(f"Delete {found.kind} {found.id} with its candidates and log?")
+        zoo.delete_job(found.id)
+    terminal.facts({found.id: "deleted"}, value={"id": found.id, "deleted": True})
 
 
 @job.command("pause")

@@ -72,7 +72,6 @@ def key_list(terminal: Terminal) -> None:
 @pass_terminal
 def key_revoke(terminal: Terminal, key_id: str) -> None:
     """Revoke an API key for good."""
-    terminal.confirm(f"Revoke key {key_id}?")
     with terminal.zoo() as zoo:
         zoo.revoke_key(key_id)
     terminal.facts({key_id: "revoked"}, value={"id": key_id, "revoked": True})

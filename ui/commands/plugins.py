@@ -26,7 +26,7 @@ def data() -> None:
     """Data sets."""
 
 
-def _entries(terminal: Terminal, kind: str) -> list[Entry]:
+def _entries(terminal: Terminal, kind: str) -> Sequence[Entry]:
     with terminal.zoo() as zoo:
         return catalogue(zoo)[kind]
 

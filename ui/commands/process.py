@@ -127,7 +127,7 @@ def db() -> None:
 @pass_terminal
 def db_upgrade(terminal: Terminal, revision: str) -> None:
     """Bring the schema to a revision; data is kept."""
-    become("migrations", ["upgrade", revision, *terminal.connection.database_options()[:2]])
+    become("migrations", ["upgrade", revision, *_database(terminal)])
 
 
 @db.command("downgrade")
@@ -136,11 +136,16 @@ def db_upgrade(terminal: Terminal, revision: str) -> None:
 def db_downgrade(terminal: Terminal, revision: str) -> None:
     """Take the schema back to a revision; what it has no place for is dropped."""
     terminal.confirm(f"Take {terminal.connection.url} back to revision {revision}?")
-    become("migrations", ["downgrade", revision, *terminal.connection.database_options()[:2]])
+    become("migrations", ["downgrade", revision, *_database(terminal)])
 
 
 @db.command("current")
 @pass_terminal
 def db_current(terminal: Terminal) -> None:
     """Show the schema's revision."""
-    become("migrations", ["current", *terminal.connection.database_options()[:2]])
+    become("migrations", ["current", *_database(terminal)])
+
+
+def _database(terminal: Terminal) -> list[str]:
+    where = terminal.connection.database_options()[:2]
+    return [*where, "--json"] if terminal.json else where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +94,12 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
         InvalidInputError: A setting or limit cannot be read, or a part is missing.
     """
     from ui.request_text import limits, read_spec, settings
+    from zoo.client import named
     from zoo.errors import InvalidInputError
 
-    spec = read_spec(options["spec"]) if options["spec"] else {}
+    spec = named(read_spec(options["spec"])) if options["spec"] else {}
     for kind, params in (("method", "params"), ("space", "space_params")):
-        chosen = dict(spec.get(kind) or {})
+        chosen = _part(spec, kind)
         if options[kind] and options[kind] != chosen.get("name"):
             chosen = {"name": options[kind]}
         if options[params]:
@@ -120,11 +122,21 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
         ("final_recipe", options["final"], 12),
     ):
         if pairs:
-            spec[name] = {"epochs": default, **(spec.get(name) or {}), **settings(pairs)}
+            spec[name] = {"epochs": default, **_part(spec, name), **settings(pairs)}
     missing = [f"--{name}" for name in ("method", "space", "data") if not spec.get(name)]
     if missing:
         raise InvalidInputError(f"a search needs {', '.join(missing)}, or --spec with a file")
     return spec
+
+
+def _part(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a copy of a part of a request that has parts of its own."""
+    from zoo.errors import InvalidInputError
+
+    part = spec.get(name) or {}
+    if not isinstance(part, dict):
+        raise InvalidInputError(f"{name} is {part!r:.100}; give it as a mapping")
+    return dict(part)
 
 
 def show_preview(terminal: Terminal, job: Job) -> None:

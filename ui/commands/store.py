@@ -188,32 +188,29 @@ def _profile_facts(profiles: Sequence[Profile]) -> dict[str, str]:
 @zoo.command("verify")
 @pass_terminal
 def zoo_verify(terminal: Terminal) -> None:
-    """Read every stored file and compare it with its digest."""
+    """Read every stored file and compare it with its digest; name those that are lost, too."""
     with terminal.zoo() as store:
         corrupt = store.verify()
     terminal.facts(
-        dict.fromkeys(corrupt, "corrupt") or {"every file is whole": ""},
+        dict.fromkeys(corrupt, "corrupt or missing") or {"every file is whole": ""},
         value={"corrupt": corrupt},
     )
     if corrupt:
         raise click.ClickException(
-            f"{len(corrupt)} of the files are corrupt and will not be served; "
+            f"{len(corrupt)} of the files are corrupt or missing and will not be served; "
             "restore them from a copy, or store their blocks again"
         )
 
 
 @zoo.command("gc")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be deleted.")
 @pass_terminal
-def zoo_gc(terminal: Terminal, dry_run: bool) -> None:
-    """Delete blocks that no chain uses and files that nothing refers to."""
+def zoo_gc(terminal: Terminal) -> None:
+    """Count blocks that no chain uses and files that nothing refers to; with --yes delete them."""
+    delete = terminal.yes
     with terminal.zoo() as store:
-        blocks, files = store.gc(dry_run=True)
-        if not dry_run and (blocks or files):
-            terminal.confirm(f"Delete {blocks} blocks and {files} files?")
-            blocks, files = store.gc(dry_run=False)
-    verb = "would be deleted" if dry_run else "deleted"
+        blocks, files = store.gc(dry_run=not delete)
+    verb = "deleted" if delete else "would be deleted; say --yes to delete them"
     terminal.facts(
         {f"{blocks} blocks and {files} files {verb}": ""},
-        value={"blocks": blocks, "files": files, "deleted": not dry_run},
+        value={"blocks": blocks, "files": files, "deleted": delete},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -10,26 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zoo.errors import InvalidInputError, NotFoundError
+from zoo.names import ID_PREFIX
 from zoo.spec import Block, BlockSpec, Chain
 from zoo.store.tables import AliasRow, BlockRow, ChainBlockRow, ChainRow
 
-_PREFIX = re.compile(r"[0-9a-f]{8,64}")
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
 AnyRow = TypeVar("AnyRow", BlockRow, ChainRow)
-
-
-def check_alias(alias: str) -> None:
-    """Raise unless ``alias`` is a usable name that no id could be mistaken for.
-
-    Raises:
-        InvalidInputError: It is not.
-    """
-    if not _ALIAS.fullmatch(alias) or _PREFIX.fullmatch(alias):
-        raise InvalidInputError(
-            f"{alias!r:.200} is no alias; use up to 128 letters, digits, '.', '_' or '-', "
-            "not only hex digits"
-        )
 
 
 def find_block(session: Session, ref: str) -> BlockRow:
@@ -62,7 +46,7 @@ def find_chain(session: Session, ref: str) -> ChainRow:
 
 
 def _by_prefix(session: Session, row: type[AnyRow], ref: str) -> AnyRow | None:
-    if not _PREFIX.fullmatch(ref):
+    if not ID_PREFIX.fullmatch(ref):
         return None
     found = session.scalars(
         select(row).where(row.id >= ref, row.id < ref + "g").order_by(row.id).limit(2)

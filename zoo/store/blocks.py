@@ -8,17 +8,27 @@ from typing import Any
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from zoo.errors import NotFoundError
+from zoo.errors import ForbiddenError, NotFoundError
+from zoo.names import check_alias
 from zoo.spec import Block, Chain
-from zoo.store.block_rows import block_of, chains_of, check_alias, find_block, find_chain
+from zoo.store.block_rows import block_of, chains_of, find_block, find_chain
 from zoo.store.findings import BlockFindings
 from zoo.store.job_rows import document
 from zoo.store.listings import list_blocks, list_chains
 from zoo.store.protocols import BlockQuery, ChainQuery, Page
-from zoo.store.tables import AliasRow, BlockRow, ChainBlockRow, ChainRow, LineageRow, ProfileRow
+from zoo.store.tables import (
+    AliasRow,
+    BlockRow,
+    ChainBlockRow,
+    ChainRow,
+    JobRow,
+    LineageRow,
+    ProfileRow,
+)
 
 EVERY_BLOCK = BlockQuery()
 EVERY_CHAIN = ChainQuery()
+LOCAL_OWNER = "local"
 
 
 class SqlBlocks(BlockFindings):
@@ -55,7 +65,15 @@ class SqlBlocks(BlockFindings):
         with self._database.read() as session:
             return list_blocks(session, query, limit=limit, cursor=cursor)
 
-    def put_chain(self, chain: Chain, *, job: str | None = None, onnx: str | None = None) -> str:
+    def put_chain(
+        self,
+        chain: Chain,
+        *,
+        job: str | None = None,
+        onnx: str | None = None,
+        owner: str | None = None,
+        guard: bool = False,
+    ) -> str:
         if onnx is not None:
             self._files.touch(onnx)
         card = document(chain.card)
@@ -70,11 +88,16 @@ class SqlBlocks(BlockFindings):
             "onnx": onnx,
             "created_at": self._database.now(),
         }
-        update = {"card", "task", "accuracy"}
-        update |= {name for name in ("job", "onnx") if values[name] is not None}
+        updated = {"card", "task", "accuracy"}
+        updated |= {name for name in ("job", "onnx") if values[name] is not None}
         with self._database.write() as session:
             self._touch_blocks(session, chain)
-            self._database.upsert(session, ChainRow, values, keys=("id",), update=update)
+            values["owner"] = _owner(session, owner, job)
+            if not self._database.upsert(session, ChainRow, values, keys=("id",)):
+                row = session.get_one(ChainRow, chain.id, with_for_update=True)
+                _check_owner(f"chain {row.id}", row.owner, owner, guard=guard)
+                changes = {name: values[name] for name in updated}
+                session.execute(update(ChainRow).where(ChainRow.id == row.id).values(changes))
             for position, block in enumerate(chain.blocks):
                 part = {"chain_id": chain.id, "position": position, "block_id": block.id}
                 keys = ("chain_id", "position")
@@ -101,6 +124,10 @@ class SqlBlocks(BlockFindings):
         with self._database.read() as session:
             return chains_of(session, [find_chain(session, ref)])[0]
 
+    def chain_owner(self, ref: str) -> str:
+        with self._database.read() as session:
+            return find_chain(session, ref).owner
+
     def onnx(self, chain_id: str) -> str | None:
         with self._database.read() as session:
             return find_chain(session, chain_id).onnx
@@ -111,10 +138,11 @@ class SqlBlocks(BlockFindings):
         with self._database.read() as session:
             return list_chains(session, query, limit=limit, cursor=cursor)
 
-    def delete_chain(self, chain_id: str) -> None:
+    def delete_chain(self, chain_id: str, *, owner: str | None = None, guard: bool = False) -> None:
         """Delete a chain with its aliases, profiles and edges; its blocks stay until collected."""
         with self._database.write() as session:
             row = find_chain(session, chain_id)
+            _check_owner(f"chain {row.id}", row.owner, owner, guard=guard)
             session.execute(delete(ProfileRow).where(ProfileRow.subject == row.id))
             session.execute(
                 delete(LineageRow).where(
@@ -123,22 +151,44 @@ class SqlBlocks(BlockFindings):
             )
             session.execute(delete(ChainRow).where(ChainRow.id == row.id))
 
-    def set_alias(self, alias: str, chain_id: str) -> None:
+    def set_alias(
+        self, alias: str, chain_id: str, *, owner: str | None = None, guard: bool = False
+    ) -> None:
         check_alias(alias)
         with self._database.write() as session:
             values = {
                 "name": alias,
                 "chain_id": find_chain(session, chain_id).id,
+                "owner": owner or LOCAL_OWNER,
                 "updated_at": self._database.now(),
             }
-            self._database.upsert(
-                session, AliasRow, values, keys=("name",), update=("chain_id", "updated_at")
-            )
+            if not self._database.upsert(session, AliasRow, values, keys=("name",)):
+                row = session.get_one(AliasRow, alias, with_for_update=True)
+                _check_owner(f"alias {alias}", row.owner, owner, guard=guard)
+                row.chain_id, row.updated_at = str(values["chain_id"]), self._database.now()
+
+    def alias_owner(self, alias: str) -> str | None:
+        with self._database.read() as session:
+            row = session.get(AliasRow, alias)
+            return row.owner if row is not None else None
 
     def aliases(self) -> Mapping[str, str]:
         with self._database.read() as session:
             rows = session.scalars(select(AliasRow).order_by(AliasRow.name))
             return {row.name: row.chain_id for row in rows}
+
+
+def _owner(session: Session, owner: str | None, job: str | None) -> str:
+    """Return whose a new chain is: the one named, else whose job made it."""
+    made = session.get(JobRow, job) if owner is None and job is not None else None
+    return owner or (made.owner if made is not None else LOCAL_OWNER)
+
+
+def _check_owner(what: str, present: str, owner: str | None, *, guard: bool) -> None:
+    if guard and owner != present:
+        raise ForbiddenError(
+            f"{what} belongs to another owner; only that owner or an admin may change it"
+        )
 
 
 def _task(card: Mapping[str, Any]) -> str | None:

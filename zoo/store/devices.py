@@ -13,7 +13,7 @@ from zoo.spec import Device
 from zoo.store.database import Database
 from zoo.store.job_rows import document
 from zoo.store.protocols import WorkerInfo
-from zoo.store.tables import DeviceLeaseRow, DeviceRow, WorkerRow
+from zoo.store.tables import DeviceLeaseRow, DeviceRow, PlaceRow, WorkerRow
 
 
 class SqlDevices:
@@ -35,6 +35,14 @@ class SqlDevices:
                 known = {**device.to_json(), "seen_at": now}
                 self._database.upsert(
                     session, DeviceRow, known, keys=("id",), update=("name", "seen_at")
+                )
+            for place in sorted({device.place for device in worker.devices}):
+                self._database.upsert(
+                    session,
+                    PlaceRow,
+                    {"id": place, "seen_at": now},
+                    keys=("id",),
+                    update=("seen_at",),
                 )
             self._database.upsert(
                 session, WorkerRow, values, keys=("id",), update=values.keys() - {"id"}
@@ -68,27 +76,26 @@ class SqlDevices:
             return _device_of(_find(session, ref))
 
     def acquire(
-        self, device: str, holder: str, mode: Literal["shared", "exclusive"], *, lease_s: float
+        self, place: str, holder: str, mode: Literal["shared", "exclusive"], *, lease_s: float
     ) -> bool:
         if mode not in ("shared", "exclusive"):
             raise InvalidInputError(f"lease mode {mode!r} is not one of: shared, exclusive")
         now = self._database.now()
         with self._database.write() as session:
-            # The lock on the device's row lets one request at a time decide.
-            device_id = _find(session, device, lock=True).id
+            _lock(session, place)
             session.execute(
                 delete(DeviceLeaseRow).where(
-                    DeviceLeaseRow.device_id == device_id, DeviceLeaseRow.expires_at <= now
+                    DeviceLeaseRow.place == place, DeviceLeaseRow.expires_at <= now
                 )
             )
-            granted = self._is_free(session, device_id, holder, mode)
-            mine = and_(DeviceLeaseRow.device_id == device_id, DeviceLeaseRow.holder == holder)
+            granted = self._is_free(session, place, holder, mode)
+            mine = and_(DeviceLeaseRow.place == place, DeviceLeaseRow.holder == holder)
             if granted:
                 session.execute(delete(DeviceLeaseRow).where(mine))
             elif mode == "shared":
                 return False
             values = {
-                "device_id": device_id,
+                "place": place,
                 "holder": holder,
                 "mode": mode,
                 "granted": granted,
@@ -98,15 +105,13 @@ class SqlDevices:
                 session,
                 DeviceLeaseRow,
                 values,
-                keys=("device_id", "holder", "mode"),
+                keys=("place", "holder", "mode"),
                 update=("granted", "expires_at"),
             )
             return granted
 
-    def _is_free(self, session: Session, device_id: str, holder: str, mode: str) -> bool:
-        leases = session.scalars(
-            select(DeviceLeaseRow).where(DeviceLeaseRow.device_id == device_id)
-        ).all()
+    def _is_free(self, session: Session, place: str, holder: str, mode: str) -> bool:
+        leases = session.scalars(select(DeviceLeaseRow).where(DeviceLeaseRow.place == place)).all()
         others = [lease for lease in leases if lease.holder != holder]
         if mode == "exclusive":
             return not any(lease.granted for lease in others)
@@ -118,17 +123,23 @@ class SqlDevices:
         ]
         return not in_the_way
 
-    def release(self, device: str, holder: str) -> None:
+    def release(self, place: str, holder: str) -> None:
         with self._database.write() as session:
-            device_id = _find(session, device).id
             session.execute(
                 delete(DeviceLeaseRow).where(
-                    DeviceLeaseRow.device_id == device_id, DeviceLeaseRow.holder == holder
+                    DeviceLeaseRow.place == place, DeviceLeaseRow.holder == holder
                 )
             )
 
 
-def _find(session: Session, ref: str, *, lock: bool = False) -> DeviceRow:
+def _lock(session: Session, place: str) -> None:
+    """Lock the row of a place, so that one request at a time decides who has it."""
+    statement = select(PlaceRow).where(PlaceRow.id == place).with_for_update()
+    if session.scalars(statement).first() is None:
+        raise NotFoundError(f"no worker ever announced a device at {place!r}; announce it first")
+
+
+def _find(session: Session, ref: str) -> DeviceRow:
     """Return the device with this id, or the one seen last with this name."""
     named: ColumnElement[bool] = or_(DeviceRow.id == ref, DeviceRow.name == ref)
     statement = (
@@ -137,7 +148,7 @@ def _find(session: Session, ref: str, *, lock: bool = False) -> DeviceRow:
         .order_by((DeviceRow.id == ref).desc(), DeviceRow.seen_at.desc(), DeviceRow.id)
         .limit(1)
     )
-    row = session.scalars(statement.with_for_update() if lock else statement).first()
+    row = session.scalars(statement).first()
     if row is None:
         known = sorted(session.scalars(select(DeviceRow.name).distinct()))
         raise NotFoundError(

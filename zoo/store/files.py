@@ -48,7 +48,7 @@ class FileStore:
         digest = digest_of(data)
         path = self._path(digest)
         with self._locked(fcntl.LOCK_SH):
-            if not (path.is_file() and path.read_bytes() == data):
+            if not self._holds(path, data):
                 self._write(path, data)
             self._stamp(path)
         return digest
@@ -79,22 +79,23 @@ class FileStore:
         return self._path(digest).is_file()
 
     def size(self, digest: str) -> int:
-        try:
-            return self._path(digest).stat().st_size
-        except FileNotFoundError as error:
-            raise _missing(digest) from error
+        path = self._path(digest)
+        with _translated(digest, "cannot be read"):
+            return path.stat().st_size
 
     def delete(self, digest: str) -> None:
-        try:
-            self._path(digest).unlink()
-        except FileNotFoundError as error:
-            raise _missing(digest) from error
+        path = self._path(digest)
+        with _translated(digest, "cannot be deleted"):
+            path.unlink()
 
     def digests(self) -> Iterator[str]:
-        for shard in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
-            for path in sorted(shard.iterdir()):
-                if _DIGEST.fullmatch(path.name):
-                    yield path.name
+        try:
+            for shard in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
+                for path in sorted(shard.iterdir()):
+                    if _DIGEST.fullmatch(path.name):
+                        yield path.name
+        except OSError as error:
+            raise unusable(error, f"folder {self.root} cannot be listed") from error
 
     def verify(self) -> list[str]:
         """Read everything and return the digests whose bytes are wrong."""
@@ -123,23 +124,28 @@ class FileStore:
             return self._path(digest).stat().st_mtime < moment.timestamp()
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise unusable(error, f"file {digest} cannot be read") from error
 
     def delete_old(self, digest: str, moment: datetime) -> bool:
         """Delete the file unless it was put or touched since ``moment``; say whether it was."""
         with self._locked(fcntl.LOCK_EX):
             if not self.changed_before(digest, moment):
                 return False
-            self._path(digest).unlink()
+            self.delete(digest)
             return True
 
     def delete_unfinished(self, moment: datetime) -> int:
         """Delete what writers that died before ``moment`` left behind; return the number."""
         count = 0
-        for path in self._unfinished.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # its writer finished just now
-                if path.stat().st_mtime < moment.timestamp():
-                    path.unlink()
-                    count += 1
+        try:
+            for path in self._unfinished.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # its writer finished just now
+                    if path.stat().st_mtime < moment.timestamp():
+                        path.unlink()
+                        count += 1
+        except OSError as error:
+            raise unusable(error, f"folder {self._unfinished} cannot be cleaned") from error
         return count
 
     def _path(self, digest: str) -> Path:
@@ -149,10 +155,14 @@ class FileStore:
 
     def _stamp(self, path: Path) -> None:
         moment = self._now().timestamp()
-        try:
+        with _translated(path.name, "cannot be stamped"):
             os.utime(path, (moment, moment))
-        except FileNotFoundError as error:
-            raise _missing(path.name) from error
+
+    def _holds(self, path: Path, data: bytes) -> bool:
+        try:
+            return path.is_file() and path.read_bytes() == data
+        except OSError as error:
+            raise unusable(error, f"file {path.name} cannot be read") from error
 
     def _write(self, path: Path, data: bytes) -> None:
         unfinished = self._unfinished / uuid.uuid4().hex
@@ -171,12 +181,30 @@ class FileStore:
 
     @contextmanager
     def _locked(self, mode: int) -> Iterator[None]:
-        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = self.root / ".lock"
         try:
-            fcntl.flock(handle, mode)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise unusable(error, f"the lock file {lock} cannot be opened") from error
+        try:
+            try:
+                fcntl.flock(handle, mode)
+            except OSError as error:
+                raise unusable(error, f"the lock file {lock} cannot be locked") from error
             yield
         finally:
             os.close(handle)
+
+
+@contextmanager
+def _translated(digest: str, what: str) -> Iterator[None]:
+    """Say in our words that a file is missing or that the disk refuses."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _missing(digest) from error
+    except OSError as error:
+        raise unusable(error, f"file {digest} {what}") from error
 
 
 def _missing(digest: str) -> NotFoundError:

@@ -112,6 +112,12 @@ class BlockFindings:
         unused = self._unused_files(kept, before)
         return num_blocks, sum(self._files.delete_old(digest, before) for digest in unused)
 
+    def verify(self) -> list[str]:
+        """Read every file; return the digests of damaged ones, and of missing ones in use."""
+        with self._database.read() as session:
+            used = _kept_files(session, set())
+        return sorted({*self._files.verify(), *(used - set(self._files.digests()))})
+
     def _collect_blocks(self, before: datetime) -> int:
         """Delete some unused blocks; a writer that has one of them locked keeps it."""
         unused = (
@@ -144,6 +150,12 @@ def _unused_blocks(before: datetime) -> Select[str]:
 
 def _final_jobs() -> Select[str]:
     return select(JobRow.id).where(JobRow.state.in_([str(state) for state in FINAL]))
+
+
+def refers(session: Session, digest: str) -> bool:
+    """Say whether a block, a chain or a checkpoint refers to a file."""
+    columns = (BlockRow.weights, ChainRow.onnx, CheckpointRow.digest)
+    return any(session.scalar(select(exists().where(column == digest))) for column in columns)
 
 
 def _kept_files(session: Session, unused_blocks: set[str]) -> set[str]:

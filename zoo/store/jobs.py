@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from zoo.canonical import Json, canonical_json
@@ -23,7 +23,7 @@ from zoo.store.job_rows import document, find_job, held_job, job_of
 from zoo.store.paging import fetch_page
 from zoo.store.protocols import JobQuery, Page
 from zoo.store.records import JobRecords
-from zoo.store.tables import JobRow
+from zoo.store.tables import CandidateRow, CheckpointRow, JobEventRow, JobRow
 
 EVERY_JOB = JobQuery()
 ASKED_STATES = {JobRequest.CANCEL: JobState.CANCELLED, JobRequest.PAUSE: JobState.PAUSED}
@@ -66,11 +66,11 @@ class SqlJobs(JobRecords):
                     JobRow.owner == owner, JobRow.idempotency_key == idempotency_key
                 )
             ).one()
-        same = row.kind == kind and canonical_json(row.spec) == canonical_json(spec)
-        if not same:
+        same = (row.kind, row.name, row.device) == (str(kind), name, device)
+        if not same or canonical_json(row.spec) != canonical_json(spec):
             raise ConflictError(
                 f"idempotency key {idempotency_key!r} was used for job {row.id} with another "
-                "request; use a new key"
+                "request, name or device; use a new key"
             )
         return job_of(row)
 
@@ -88,6 +88,9 @@ class SqlJobs(JobRecords):
             statement = statement.where(JobRow.state == str(query.state))
         if query.owner is not None:
             statement = statement.where(JobRow.owner == query.owner)
+        if query.device is not None:
+            wanted = (query.device,) if isinstance(query.device, str) else query.device
+            statement = statement.where(JobRow.device.in_(wanted))
         with self._database.read() as session:
             return fetch_page(
                 session,
@@ -100,6 +103,23 @@ class SqlJobs(JobRecords):
                 cursor=cursor,
                 make=lambda rows: [job_of(row) for row in rows],
             )
+
+    def owners(self, job_ids: Collection[str]) -> Mapping[str, str]:
+        statement = select(JobRow.id, JobRow.owner).where(JobRow.id.in_(sorted(job_ids)))
+        with self._database.read() as session:
+            return {row.id: row.owner for row in session.execute(statement)}
+
+    def delete(self, job_id: str) -> None:
+        with self._database.write() as session:
+            row = find_job(session, job_id, lock=True)
+            if not JobState(row.state).final:
+                raise ConflictError(
+                    f"job {job_id} is {row.state}; only a job that is over can be deleted, "
+                    "so cancel it first"
+                )
+            for table in (CandidateRow, CheckpointRow, JobEventRow):
+                session.execute(delete(table).where(table.job_id == job_id))
+            session.delete(row)
 
     def claim(
         self,

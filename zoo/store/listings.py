@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Subquery, func, select
@@ -13,6 +14,9 @@ from zoo.store.block_rows import block_of, chains_of
 from zoo.store.paging import fetch_page
 from zoo.store.protocols import BlockQuery, ChainQuery, Page
 from zoo.store.tables import BlockRow, ChainBlockRow, ChainRow, DeviceRow, ProfileRow
+
+BLOCK_ORDERS = ("created", "num_params", "size_bytes")
+CHAIN_ORDERS = ("created", "accuracy", "num_params", "size_bytes", "latency")
 
 
 def list_blocks(
@@ -37,7 +41,7 @@ def list_blocks(
         session,
         statement,
         order=query.order,
-        key=_choose(keys, query.order),
+        key=_choose(keys, query.order, BLOCK_ORDERS),
         id_column=BlockRow.id.expression,
         descending=query.descending,
         limit=limit,
@@ -74,7 +78,7 @@ def list_chains(
         session,
         statement,
         order=query.order,
-        key=_choose(keys, query.order),
+        key=_choose(keys, query.order, CHAIN_ORDERS),
         id_column=ChainRow.id.expression,
         descending=query.descending,
         limit=limit,
@@ -123,7 +127,9 @@ def _measured(session: Session, query: ChainQuery) -> Subquery:
     )
 
 
-def _choose(keys: dict[str, ColumnElement[Any]], order: str) -> ColumnElement[Any]:
+def _choose(
+    keys: dict[str, ColumnElement[Any]], order: str, choices: Sequence[str]
+) -> ColumnElement[Any]:
     if order not in keys:
-        raise InvalidInputError(f"order {order!r} is not one of: {', '.join(keys)}")
+        raise InvalidInputError(f"order {order!r} is not one of: {', '.join(choices)}")
     return keys[order]

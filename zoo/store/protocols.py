@@ -7,188 +7,47 @@ Unknown ids raise ``NotFoundError``. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol
 
-from zoo.canonical import Json, plain
+from zoo.canonical import Json
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.spec import Block, Chain, Device, Evaluation, Profile
+from zoo.store.values import (
+    SCOPES,
+    ApiKey,
+    BlockQuery,
+    ChainQuery,
+    Claimed,
+    Edge,
+    Event,
+    InFlight,
+    JobQuery,
+    Page,
+    WorkerInfo,
+)
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page(Generic[T]):
-    """One page of a listing; ``next`` is the cursor of the following page, if there is one."""
-
-    items: tuple[T, ...]
-    next: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockQuery:
-    """Typed filters on blocks; ``None`` filters nothing. Ties are ordered by id."""
-
-    op: str | None = None
-    signature: str | None = None
-    max_params: int | None = None
-    max_size_bytes: int | None = None
-    order: Literal["created", "num_params", "size_bytes"] = "created"
-    descending: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainQuery:
-    """Typed filters on chains; latency filters need ``device`` and use batch, runtime too."""
-
-    task: str | None = None
-    block: str | None = None
-    job: str | None = None
-    min_accuracy: float | None = None
-    max_params: int | None = None
-    max_size_bytes: int | None = None
-    max_latency_ms: float | None = None
-    device: str | None = None
-    runtime: str = "torch"
-    batch: int = 1
-    order: Literal["created", "accuracy", "num_params", "size_bytes", "latency"] = "created"
-    descending: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobQuery:
-    """Typed filters on jobs, newest first."""
-
-    kind: JobKind | None = None
-    state: JobState | None = None
-    owner: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One line of a job's log; ``number`` grows within the job."""
-
-    job: str
-    number: int
-    at: datetime
-    level: Literal["info", "warning", "error"]
-    message: str
-    data: Mapping[str, Json]
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "job": self.job,
-            "number": self.number,
-            "at": self.at.isoformat(),
-            "level": self.level,
-            "message": self.message,
-            "data": plain(self.data),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**(dict(data) | {"at": datetime.fromisoformat(data["at"])}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edge:
-    """One step of lineage: ``child`` was made from ``parent``."""
-
-    child: str
-    parent: str
-    relation: Literal["searched-by", "block-of", "assembled-from", "trained-from", "exported-from"]
-
-    def to_json(self) -> dict[str, Json]:
-        return {"child": self.child, "parent": self.parent, "relation": self.relation}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(child=data["child"], parent=data["parent"], relation=data["relation"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerInfo:
-    """A live worker: what it owns and what its plug-ins can do.
-
-    ``catalogue`` is ``{"spaces"|"methods"|"data"|"evaluators":
-    [{"name", "summary", "params": {name: default}}, …]}``.
-    """
-
-    id: str
-    devices: tuple[Device, ...]
-    catalogue: Mapping[str, Json]
-    seen_at: datetime | None = None
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "id": self.id,
-            "devices": [device.to_json() for device in self.devices],
-            "catalogue": plain(self.catalogue),
-            "seen_at": self.seen_at.isoformat() if self.seen_at else None,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            id=data["id"],
-            devices=tuple(Device.from_json(item) for item in data["devices"]),
-            catalogue=data["catalogue"],
-            seen_at=datetime.fromisoformat(data["seen_at"]) if data["seen_at"] else None,
-        )
-
-
-SCOPES = ("read", "infer", "submit", "write", "admin")
-"""What an API key may be allowed; ``admin`` also sees the jobs of other owners."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ApiKey:
-    """An API key without its secret."""
-
-    id: str
-    name: str
-    owner: str
-    scopes: tuple[str, ...]
-    created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-
-    def to_json(self) -> dict[str, Json]:
-        times = ("created_at", "expires_at", "revoked_at")
-        moments = {name: getattr(self, name) for name in times}
-        return {
-            "id": self.id,
-            "name": self.name,
-            "owner": self.owner,
-            "scopes": list(self.scopes),
-            **{name: value.isoformat() if value else None for name, value in moments.items()},
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        times = ("created_at", "expires_at", "revoked_at")
-        moments = {
-            name: datetime.fromisoformat(data[name]) if data[name] else None for name in times
-        }
-        return cls(**(dict(data) | moments | {"scopes": tuple(data["scopes"])}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claimed:
-    """The caller must evaluate ``key`` and then call ``finish`` or ``abandon`` with ``token``."""
-
-    key: str
-    token: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class InFlight:
-    """Another job is evaluating ``key``; ask again after a while."""
-
-    key: str
-    job: str
+__all__ = [
+    "SCOPES",
+    "ApiKey",
+    "BlockQuery",
+    "BlockStore",
+    "ChainQuery",
+    "Claimed",
+    "DeviceStore",
+    "Edge",
+    "EvaluationStore",
+    "Event",
+    "Files",
+    "InFlight",
+    "JobQuery",
+    "JobStore",
+    "KeyStore",
+    "Page",
+    "Store",
+    "WorkerInfo",
+]
 
 
 class Files(Protocol):
@@ -237,11 +96,28 @@ class BlockStore(Protocol):
         self, query: BlockQuery = ..., *, limit: int = 100, cursor: str | None = None
     ) -> Page[Block]: ...
 
-    def put_chain(self, chain: Chain, *, job: str | None = None, onnx: str | None = None) -> str:
-        """Add a chain of known blocks; a known chain keeps its id and takes the newer card."""
+    def put_chain(
+        self,
+        chain: Chain,
+        *,
+        job: str | None = None,
+        onnx: str | None = None,
+        owner: str | None = None,
+        guard: bool = False,
+    ) -> str:
+        """Add a chain of known blocks; a known chain keeps its id and takes the newer card.
+
+        A chain stays its first owner's: ``owner``, else the owner of ``job``. With
+        ``guard``, here and below, what belongs to another than ``owner`` is not changed.
+
+        Raises:
+            ForbiddenError: ``guard`` is set and the chain is another owner's.
+        """
 
     def chain(self, ref: str) -> Chain:
         """Return the chain with this id, unique id prefix (8 or more digits), or alias."""
+
+    def chain_owner(self, ref: str) -> str: ...
 
     def onnx(self, chain_id: str) -> str | None:
         """Return the digest of the chain's ONNX file, if it was exported."""
@@ -250,7 +126,16 @@ class BlockStore(Protocol):
         self, query: ChainQuery = ..., *, limit: int = 100, cursor: str | None = None
     ) -> Page[Chain]: ...
 
-    def set_alias(self, alias: str, chain_id: str) -> None: ...
+    def set_alias(
+        self, alias: str, chain_id: str, *, owner: str | None = None, guard: bool = False
+    ) -> None:
+        """Give a name to a chain, taking it from the one that had it; it stays its first owner's.
+
+        Raises:
+            ForbiddenError: ``guard`` is set and the alias is another owner's.
+        """
+
+    def alias_owner(self, alias: str) -> str | None: ...
 
     def aliases(self) -> Mapping[str, str]:
         """Return alias → chain id."""
@@ -265,13 +150,18 @@ class BlockStore(Protocol):
 
     def add_edges(self, edges: Sequence[Edge]) -> None: ...
 
-    def delete_chain(self, chain_id: str) -> None: ...
+    def delete_chain(
+        self, chain_id: str, *, owner: str | None = None, guard: bool = False
+    ) -> None: ...
 
     def garbage(self) -> tuple[list[str], list[str]]:
         """Return (block ids in no chain and not put by hand, file digests nothing refers to)."""
 
     def collect(self) -> tuple[int, int]:
         """Delete the garbage; return the numbers of blocks and files deleted."""
+
+    def verify(self) -> list[str]:
+        """Read every file; return the digests of damaged ones, and of missing ones in use."""
 
 
 class JobStore(Protocol):
@@ -292,7 +182,7 @@ class JobStore(Protocol):
         ``device`` restricts who may claim it: a device id or name, None for anyone.
 
         Raises:
-            ConflictError: The idempotency key was used with another spec.
+            ConflictError: The idempotency key was used with another spec, name or device.
         """
 
     def job(self, job_id: str) -> Job: ...
@@ -369,6 +259,10 @@ class JobStore(Protocol):
     def save_checkpoint(self, job_id: str, token: int, digest: str, step: int) -> None:
         """Record the newest checkpoint (a file digest); the one before it is kept too.
 
+        The file of one that is dropped is deleted, unless something else refers to it.
+        A later ``step`` than the last one's is progress: ``attempt`` is set back to 1, so
+        that a long job which advances between kills is never quarantined.
+
         Raises:
             StaleTokenError: The lease was taken over.
         """
@@ -385,8 +279,30 @@ class JobStore(Protocol):
 
     def candidates(self, job_id: str, *, arm: Arm | None = None) -> tuple[Candidate, ...]: ...
 
-    def savings(self, job_id: str | None = None) -> Mapping[str, float]:
-        """Return ``{"candidates", "hits", "evaluations", "saved_s", "spent_s"}``."""
+    def savings(
+        self, job_id: str | None = None, *, owner: str | None = None
+    ) -> Mapping[str, float]:
+        """Return ``{"candidates", "hits", "evaluations", "saved_s", "spent_s"}``.
+
+        A candidate is a hit, scored by what this job or another had evaluated before, or
+        an evaluation of its own, well ended or not. The seconds are device time.
+
+        Args:
+            job_id: Of this job alone.
+            owner: Of this owner's jobs alone.
+        """
+
+    def owners(self, job_ids: Collection[str]) -> Mapping[str, str]:
+        """Return job id → owner of those that are there."""
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that is over, with its candidates, log and checkpoints.
+
+        Its evaluations stay known, and so do the chains that it stored.
+
+        Raises:
+            ConflictError: The job is not final.
+        """
 
 
 class EvaluationStore(Protocol):
@@ -432,15 +348,15 @@ class DeviceStore(Protocol):
         """Return the device with this id or name."""
 
     def acquire(
-        self, device: str, holder: str, mode: Literal["shared", "exclusive"], *, lease_s: float
+        self, place: str, holder: str, mode: Literal["shared", "exclusive"], *, lease_s: float
     ) -> bool:
-        """Try to take the device: many train (shared), one measures (exclusive) alone.
+        """Try to take a ``Device.place``: many train (shared), one measures (exclusive) alone.
 
         An exclusive request that fails is remembered for ``lease_s`` and keeps new
         shared holders out, so that measuring is never starved. Acquiring again extends.
         """
 
-    def release(self, device: str, holder: str) -> None: ...
+    def release(self, place: str, holder: str) -> None: ...
 
 
 class KeyStore(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Literal, TypeAlias, cast
 
 from sqlalchemy import delete, func, select
@@ -13,11 +14,15 @@ from zoo.errors import InvalidInputError
 from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.store.database import Database
 from zoo.store.files import FileStore
+from zoo.store.findings import refers
 from zoo.store.job_rows import document, find_job, held_job
 from zoo.store.protocols import Event
-from zoo.store.tables import ArchitectureRow, CandidateRow, CheckpointRow, JobEventRow
+from zoo.store.tables import ArchitectureRow, CandidateRow, CheckpointRow, JobEventRow, JobRow
 
 KEPT_CHECKPOINTS = 2
+
+STAMP_PRECISION = timedelta(milliseconds=1)
+"""A file stamped when its row was written may seem a little younger than the row."""
 
 Level: TypeAlias = Literal["info", "warning", "error"]
 
@@ -65,8 +70,11 @@ class JobRecords:
     def save_checkpoint(self, job_id: str, token: int, digest: str, step: int) -> None:
         self._files.touch(digest)
         with self._database.write() as session:
-            held_job(session, job_id, token)
-            number = self._last_checkpoint(session, job_id) + 1
+            job = held_job(session, job_id, token)
+            newest = self._newest_checkpoint(session, job_id)
+            number = 1 if newest is None else newest.number + 1
+            if newest is None or step > newest.step:
+                job.attempt = min(job.attempt, 1)
             session.add(
                 CheckpointRow(
                     job_id=job_id,
@@ -76,16 +84,26 @@ class JobRecords:
                     created_at=self._database.now(),
                 )
             )
-            session.execute(
-                delete(CheckpointRow).where(
+            dropped = session.execute(
+                delete(CheckpointRow)
+                .where(
                     CheckpointRow.job_id == job_id,
                     CheckpointRow.number <= number - KEPT_CHECKPOINTS,
                 )
-            )
+                .returning(CheckpointRow.digest, CheckpointRow.created_at)
+            ).all()
+            unused = [(old, at) for old, at in dropped if not refers(session, old)]
+        for old, at in unused:
+            # Whoever put the same content since has stamped it anew and keeps it.
+            self._files.delete_old(old, at + STAMP_PRECISION)
 
-    def _last_checkpoint(self, session: Session, job_id: str) -> int:
-        newest = select(func.max(CheckpointRow.number)).where(CheckpointRow.job_id == job_id)
-        return session.scalar(newest) or 0
+    def _newest_checkpoint(self, session: Session, job_id: str) -> CheckpointRow | None:
+        return session.scalars(
+            select(CheckpointRow)
+            .where(CheckpointRow.job_id == job_id)
+            .order_by(CheckpointRow.number.desc())
+            .limit(1)
+        ).first()
 
     def checkpoints(self, job_id: str) -> tuple[tuple[int, str], ...]:
         statement = (
@@ -148,16 +166,20 @@ class JobRecords:
                 _candidate_of(row, architecture) for row, architecture in session.execute(statement)
             )
 
-    def savings(self, job_id: str | None = None) -> Mapping[str, float]:
+    def savings(
+        self, job_id: str | None = None, *, owner: str | None = None
+    ) -> Mapping[str, float]:
         hit = CandidateRow.reused_from.is_not(None)
-        evaluated = CandidateRow.state == str(CandidateState.EVALUATED)
         statement = select(
             func.count(),
             func.count().filter(hit),
-            func.count().filter(evaluated, ~hit),
+            func.count().filter(~hit),
             func.coalesce(func.sum(CandidateRow.saved_s), 0.0),
-            func.coalesce(func.sum(CandidateRow.cost_s).filter(~hit), 0.0),
+            func.coalesce(func.sum(CandidateRow.cost_s), 0.0),
         ).where(CandidateRow.arm != str(Arm.WINNER))
+        if owner is not None:
+            owned = select(JobRow.id).where(JobRow.owner == owner)
+            statement = statement.where(CandidateRow.job_id.in_(owned))
         with self._database.read() as session:
             if job_id is not None:
                 find_job(session, job_id)

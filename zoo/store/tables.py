@@ -193,6 +193,7 @@ class ChainRow(Row):
     accuracy: Mapped[float | None]
     job: Mapped[str | None] = mapped_column(index=True)
     onnx: Mapped[str | None]
+    owner: Mapped[str]
     created_at: Mapped[datetime]
 
 
@@ -211,6 +212,7 @@ class AliasRow(Row):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     chain_id: Mapped[str] = mapped_column(ForeignKey("chains.id", ondelete="CASCADE"), index=True)
+    owner: Mapped[str]
     updated_at: Mapped[datetime]
 
 
@@ -247,12 +249,21 @@ class DeviceRow(Row):
     seen_at: Mapped[datetime]
 
 
+class PlaceRow(Row):
+    """One piece of hardware; two devices with one fingerprint are two places."""
+
+    __tablename__ = "places"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seen_at: Mapped[datetime]
+
+
 class DeviceLeaseRow(Row):
-    """One holder's lease on a device; not ``granted`` means that it waits for it alone."""
+    """One holder's lease on a place; not ``granted`` means that it waits for it alone."""
 
     __tablename__ = "device_leases"
 
-    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    place: Mapped[str] = mapped_column(ForeignKey("places.id"), primary_key=True)
     holder: Mapped[str] = mapped_column(primary_key=True)
     mode: Mapped[str] = mapped_column(primary_key=True)
     granted: Mapped[bool]

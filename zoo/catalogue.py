@@ -1,9 +1,10 @@
-"""What live workers can do, and whether a request names only that."""
+"""What can be searched, how and on which data, and whether a request names only that."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from zoo.errors import InvalidInputError, UnknownNameError
@@ -15,9 +16,10 @@ from zoo.schemas import (
     Schema,
     SearchRequest,
 )
-from zoo.store.protocols import DeviceStore, WorkerInfo
+from zoo.store.protocols import WorkerInfo
 
-CATEGORIES = ("spaces", "methods", "data", "evaluators")
+PLUGINS = ("spaces", "methods", "evaluators")
+CATEGORIES = (*PLUGINS, "data")
 ANY_DEVICE = "auto"
 
 _RELATIVE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*(/[0-9A-Za-z_][0-9A-Za-z_.-]*){0,15}")
@@ -38,33 +40,42 @@ def catalogue(workers: tuple[WorkerInfo, ...]) -> dict[str, list[dict[str, Any]]
     }
 
 
+def installed() -> dict[str, list[dict[str, Any]]]:
+    """Return the names of the plug-ins that are installed here; none of them is imported."""
+    return {
+        category: [{"name": entry.name} for entry in entry_points(group=f"blockyard.{category}")]
+        for category in PLUGINS
+    }
+
+
 def check_names(
-    devices: DeviceStore, request: Schema, *, device: str | None, trusted: bool
+    workers: tuple[WorkerInfo, ...], request: Schema, *, device: str | None, trusted: bool
 ) -> None:
-    """Check a request's names against the live workers; without any, only its data paths.
+    """Check a request's names against the live workers, without any against what is installed.
 
     Args:
-        devices: Where workers announce themselves.
+        workers: Those that live.
         request: A request of some kind, validated.
         device: What the job is restricted to.
         trusted: Whether data may lie anywhere on a worker's disk, not only under its
             data folder.
 
     Raises:
-        UnknownNameError: A method, space, data set or device that no live worker has.
+        UnknownNameError: A method, space, evaluator, data set or device that no live
+            worker has.
         InvalidInputError: A data path that leaves the workers' data folder.
     """
     search = request.search if isinstance(request, PreviewRequest) else request
     data = search.data if isinstance(search, SearchRequest | MeasureRequest) else None
     if data is not None and not trusted:
         _check_path(data)
-    workers = devices.workers()
-    if not workers:
-        return
-    known = catalogue(workers)
+    known = catalogue(workers) if workers else installed()
     if isinstance(search, SearchRequest):
         _check(known, "spaces", "search space", search.space.name)
         _check(known, "methods", "search method", search.method.name)
+        _check(known, "evaluators", "evaluator", search.evaluator.name)
+    if not workers:
+        return
     if data is not None and ":" not in data:
         _check(known, "data", "data set", data)
     wanted = {device} if device is not None else set()
