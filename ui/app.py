@@ -17,7 +17,7 @@ import streamlit as st
 
 from ui.connection import DEFAULT_URL, Connection
 from ui.views import assemble, browse, candidate, job, jobs, submit, system
-from ui.website import LOGO, Site, guarded
+from ui.website import LOGO, Site, admitted, guarded
 
 
 def read_connection(arguments: list[str]) -> Connection:
@@ -37,7 +37,7 @@ def main() -> None:
     """Draw the page that the address names."""
     st.set_page_config(page_title="Blockyard", page_icon=":material/grid_view:", layout="wide")
     st.logo(LOGO, size="large")
-    site = Site(connection=read_connection(sys.argv[1:]))
+    site = Site(connection=admitted(read_connection(sys.argv[1:]), st.get_option("server.address")))
 
     def page(
         name: str, draw: Callable[[Site], None], title: str, icon: str, *, hidden: bool = False

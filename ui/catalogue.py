@@ -35,21 +35,28 @@ def catalogue(zoo: Zoo) -> Mapping[str, Sequence[Entry]]:
     return live if any(live.values()) else of_this_machine()
 
 
-_SUMMARISE = """
+_DESCRIBE = """
 import json, sys, nas.plugins
-from zoo.spec import Architecture
+from zoo.spec import Architecture, TensorSpec
 architecture = Architecture.from_json(json.load(sys.stdin))
-print(nas.plugins.space_of(architecture).summary(architecture))
+space = nas.plugins.space_of(architecture)
+blocks = space.blocks(architecture, inputs=TensorSpec(shape=(3, 32, 32)), num_classes=10)
+blocks = [block.to_json() for block in blocks]
+print(json.dumps({"summary": space.summary(architecture), "blocks": blocks}))
 """
 
 
-def summary_of(architecture: Mapping[str, Any]) -> str:
-    """Ask the search space, in a child process, how it writes an architecture.
+def description_of(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask the search space, in a child process, what an architecture is.
+
+    Returns:
+        ``{"summary": one readable line, "blocks": its block specs for 32×32 images}``.
 
     Raises:
         EnvironmentUnfitError: The space is not installed here or refuses it.
     """
-    return _ask(_SUMMARISE, json.dumps(architecture))
+    found: dict[str, Any] = json.loads(_ask(_DESCRIBE, json.dumps(architecture)))
+    return found
 
 
 def _ask(code: str, text: str = "") -> str:

@@ -31,6 +31,23 @@ class Connection:
     def remote(self) -> bool:
         return self.url.startswith(("http://", "https://"))
 
+    def check_pages(self, host: str) -> None:
+        """Refuse pages on a database that visitors from elsewhere could use as they like.
+
+        Raises:
+            InvalidInputError: ``host`` is no loopback address and the URL no server's,
+                which would ask every visitor for an API key.
+        """
+        from zoo.errors import InvalidInputError
+        from zoo.names import is_loopback
+
+        if not self.remote and not is_loopback(host):
+            raise InvalidInputError(
+                f"pages on {host} would give everybody who reaches them the database; "
+                "give them a server, --url http://…, which asks for an API key, "
+                "or keep them on --host 127.0.0.1"
+            )
+
     def but(self, **changes: Any) -> Self:
         """Return a copy with the options that were given; None changes nothing."""
         return replace(self, **{name: value for name, value in changes.items() if value})

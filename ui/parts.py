@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ui.website import Site
 from zoo.canonical import plain
 
 if TYPE_CHECKING:
-    from zoo.spec import Block, Chain, Profile
+    from zoo.spec import BlockSpec, Chain, Profile
     from zoo.store.protocols import Edge
 
 GRAPH = 'rankdir=LR; bgcolor="transparent"; node [shape=box style="rounded,filled" fillcolor="#eef3f8" color="#9fb4c7" fontname="sans-serif" fontsize=11]; edge [color="#7b8794" fontname="sans-serif" fontsize=9];'  # noqa: E501
@@ -66,12 +66,30 @@ def blocks_of(site: Site, chain: Chain) -> None:
         hide_index=True,
         column_config={"used by": st.column_config.NumberColumn(format="%d chains")},
     )
-    wired = [block for block in chain.blocks if block.spec.params.get("nodes")]
-    distinct = {str(plain(block.spec.params["nodes"])): block for block in wired}
-    for block in distinct.values():
-        kind = "reduction cell" if block.spec.params.get("reduction") else "normal cell"
+    wiring_of([block.spec for block in chain.blocks])
+
+
+def wiring_of(specs: Iterable[BlockSpec]) -> None:
+    """Draw the wiring of each distinct cell."""
+    wired = [spec for spec in specs if spec.params.get("nodes")]
+    distinct = {str(plain(spec.params["nodes"])): spec for spec in wired}
+    for spec in distinct.values():
+        kind = "reduction cell" if spec.params.get("reduction") else "normal cell"
         with st.expander(f"Wiring of the {kind}", expanded=True):
-            st.graphviz_chart(cell_graph(block), alt=f"graph of the {kind}")
+            st.graphviz_chart(cell_graph(spec), alt=f"graph of the {kind}")
+
+
+def chain_graph(specs: Iterable[BlockSpec]) -> str:
+    """Write the blocks of a network in order, and the shapes between them, for Graphviz."""
+    lines = [GRAPH]
+    last = None
+    for position, spec in enumerate(specs):
+        kind = ", reduction" if spec.params.get("reduction") else ""
+        lines.append(f'b{position} [label="{spec.op}{kind}"];')
+        if last is not None:
+            lines.append(f'b{position - 1} -> b{position} [label="{_shapes(last.outputs[-1:])}"];')
+        last = spec
+    return "digraph {" + " ".join(lines) + "}"
 
 
 def _uses(site: Site, chain: Chain) -> dict[str, int]:
@@ -85,13 +103,13 @@ def _shapes(tensors: Sequence[Any]) -> str:
     )
 
 
-def cell_graph(block: Block) -> str:
+def cell_graph(spec: BlockSpec) -> str:
     """Write the wiring of a cell in Graphviz's language.
 
     ``nodes`` in the block's settings lists, for each node, ``[operation, source]`` pairs;
     sources 0 and 1 are the cell's inputs.
     """
-    nodes: Any = plain(block.spec.params["nodes"])
+    nodes: Any = plain(spec.params["nodes"])
     lines = [GRAPH, 's0 [label="input 0"];', 's1 [label="input 1"];', "out;"]
     for position, edges in enumerate(nodes):
         target = f"s{position + 2}"

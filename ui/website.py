@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import streamlit as st
@@ -12,6 +12,7 @@ import streamlit as st
 from ui.catalogue import Entry, catalogue
 from ui.connection import Connection
 from zoo.errors import BlockyardError
+from zoo.names import is_loopback
 
 if TYPE_CHECKING:
     from streamlit.navigation.page import Page
@@ -64,6 +65,54 @@ def guarded(draw: Callable[Arguments, None]) -> Callable[Arguments, None]:
 def connect(connection: Connection) -> Zoo:
     """Open one connection for all tabs; stores and servers are safe to use from threads."""
     return connection.open()
+
+
+def admitted(connection: Connection, host: str | None) -> Connection:
+    """Return what a visitor works with: beyond this machine, the API key that they give.
+
+    The key that the pages were started with serves visitors from this machine alone. The
+    server decides what a key may; it is kept in the session and nowhere else.
+
+    Args:
+        connection: What the pages were started with.
+        host: Address that they listen on; None for every address.
+    """
+    host = host or "0.0.0.0"
+    if is_loopback(host):
+        return connection
+    try:
+        connection.check_pages(host)
+    except BlockyardError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+    if "api_key" not in st.session_state:
+        _sign_in(connection)
+        st.stop()
+    if st.sidebar.button("Sign out", icon=":material/logout:"):
+        st.session_state.clear()
+        st.rerun()
+    return replace(connection, api_key=st.session_state["api_key"])
+
+
+def _sign_in(connection: Connection) -> None:
+    """Ask for an API key and keep it once the server has taken it."""
+    with st.form("sign-in"):
+        st.subheader("Sign in", anchor=False)
+        given = st.text_input("API key", type="password", help="blockyard key create NAME").strip()
+        wanted = st.form_submit_button("Sign in", type="primary")
+    if not wanted:
+        return
+    if not given:
+        st.error("Give an API key.", icon=":material/error:")
+        return
+    try:
+        with replace(connection, api_key=given).open() as zoo:
+            zoo.workers()
+    except BlockyardError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    st.session_state["api_key"] = given
+    st.rerun()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
-from zoo.errors import EnvironmentUnfitError, InvalidInputError, NotFoundError
+from zoo.errors import CapacityError, EnvironmentUnfitError, InvalidInputError, NotFoundError
 from zoo.jobs import RUN_JOB, Job
 from zoo.store.protocols import Store
 
@@ -107,8 +107,8 @@ class CeleryQueue:
         """Send the id to the queue that the job's device asks for; see ``JobQueue.send``."""
         try:
             name = queue_of(self._store.jobs.job(job_id).device)
-        except NotFoundError as error:
-            logger.warning("%s", error)
+        except (NotFoundError, CapacityError) as error:
+            logger.warning("job %s is not announced: %s", job_id, error)
             return
         try:
             self._app.send_task(

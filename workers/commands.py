@@ -14,7 +14,7 @@ from typing import Any
 from workers.embedded import EmbeddedWorker
 from workers.session import Timing
 from workers.worker import Worker
-from zoo.errors import EnvironmentUnfitError, InvalidInputError
+from zoo.errors import CapacityError, EnvironmentUnfitError, InvalidInputError
 from zoo.jobs import Job, JobState
 from zoo.store import open_store
 from zoo.store.protocols import Store
@@ -104,6 +104,7 @@ def _run_job(options: argparse.Namespace, store: Store, timing: Timing | None) -
         worker.open()
         watcher.start()
         try:
+            store.jobs.reap()  # lest the job still seem to run in a worker that died
             job = worker.run(options.job_id)
         finally:
             finished.set()
@@ -136,7 +137,10 @@ def _explain_unclaimed(job: Job, *, interrupted: bool) -> int:
 def _show_progress(store: Store, job_id: str, finished: threading.Event) -> None:
     shown = None
     while not finished.wait(PROGRESS_INTERVAL_S):
-        progress = store.jobs.job(job_id).progress
+        try:
+            progress = store.jobs.job(job_id).progress
+        except CapacityError:
+            continue  # the job waits for the database, and so does its progress
         line = f"{progress.get('phase')}: {progress.get('message')}"
         eta = progress.get("eta_s")
         if progress and line != shown:

@@ -3,9 +3,9 @@
 Everything is addressed by content and written in an order that leaves no dangling
 reference: files, blocks, chain, profiles, the chain's card, lineage, and last the
 winner's own record. Until it is measured the chain's card says that it is unfinished and
-nothing else, so that no listing by task and no assembly finds it. Killed half-way and run again, the same
-seed gives the same ids and completes what is there; blocks and files of a run that got
-no further than them are collected as garbage.
+nothing else, so that no listing by task and no assembly finds it. Killed half-way and run
+again, the same seed gives the same ids and completes what is there; blocks and files of a
+run that got no further than them are collected as garbage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.schemas import SearchRequest
 from zoo.spec import Architecture, Block, BlockSpec, Chain, Profile
 from zoo.store.protocols import Edge
-
 
 UNFINISHED: Mapping[str, Json] = {"unfinished": True}
 """The card of a chain that is stored but not yet measured."""

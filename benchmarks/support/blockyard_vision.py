@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-import torch
-
 from serving.api import ApiSettings, create_app, serve
-from serving.engine import Engine, EngineLimits
+from serving.engine import EngineLimits
+from serving.hosting import host_engine
 from support import vision
 from zoo.spec import Chain
 from zoo.store import open_store
 from zoo.weights import block_of
-
-SWITCH_S = 0.0005
-"""How long one thread may keep Python from the others; its default is ten times as much."""
 
 
 def fill(url: str, *, cells: int, seed: int) -> None:
@@ -42,15 +37,12 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, required=True)
     parser.add_argument("--max-batch", type=int, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    sys.setswitchinterval(SWITCH_S)
     store = open_store(options.db, files=options.files)
-    engine = Engine(
-        device=options.device,
+    engine = host_engine(
+        options.device,
         limits=EngineLimits(max_batch=options.max_batch),
         runtime=options.runtime,
         lanes=options.lanes,
-        threads=1,
     )
     settings = ApiSettings(port=options.port)
     serve(create_app(settings, store, queue=None, engine=engine), settings)

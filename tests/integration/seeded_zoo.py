@@ -6,12 +6,16 @@ import random
 import sqlite3
 from pathlib import Path
 
+from nas.spaces.darts import DartsSpace
+from zoo.builders import build
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobState
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, Block, Chain, Device, Profile, TensorSpec
 from zoo.store import open_store
 from zoo.store.protocols import Edge, Store, WorkerInfo
+from zoo.weights import block_of
 
+SPACE = DartsSpace(cells=3, channels=4, nodes=2)
 CPU = Device(name="cpu", kind="cpu", info={"model": "a processor", "threads": 2})
 CATALOGUE = {
     "spaces": [{"name": "darts", "summary": "cells", "params": {"cells": 3, "channels": 16}}],
@@ -24,7 +28,7 @@ CATALOGUE = {
 }
 SEARCH = {
     "method": {"name": "nsga2", "params": {"candidates": 24}},
-    "space": {"name": "darts", "params": {"cells": 3}},
+    "space": {"name": "darts", "params": {"cells": 3, "channels": 4, "nodes": 2}},
     "data": "digits",
     "limits": [{"metric": "latency_ms", "max": 3.0}],
     "baseline": True,
@@ -58,15 +62,10 @@ def seed_store(folder: Path, *, candidates: int = 24) -> Seed:
 
 
 def _chain(store: Store, url: str) -> Chain:
-    from nas.spaces.darts import DartsSpace
-    from zoo.builders import build
-    from zoo.weights import block_of
-
-    space = DartsSpace(cells=3, channels=4, nodes=2)
     image = TensorSpec(shape=(1, 16, 16))
-    architecture = space.sample(random.Random(0))
+    architecture = SPACE.sample(random.Random(0))
     blocks: list[Block] = []
-    for spec in space.blocks(architecture, inputs=image, num_classes=10):
+    for spec in SPACE.blocks(architecture, inputs=image, num_classes=10):
         blocks.append(block_of(spec, build(spec), store.files))
         store.blocks.put_block(blocks[-1])
     card = {"task": "digits", "metrics": {"accuracy": 0.953, "latency_ms": 2.1}, "seed": 0}
@@ -100,9 +99,17 @@ def _done(store: Store, chain: Chain, candidates: int) -> Job:
     for number in range(candidates):
         for arm in (Arm.SEARCH, Arm.BASELINE):
             store.jobs.put_candidate(_candidate(job.id, number, arm, rng), claimed.token)
-        if number % 4 == 0:
-            data = {"step": number, "metrics": {"hypervolume": number / candidates}}
-            store.jobs.log(job.id, f"candidate {number} evaluated", data=data)
+        store.jobs.log(
+            job.id,
+            f"candidate {number + 1} of {candidates}: accuracy 0.9, latency_ms 2",
+            data={
+                "kind": "metrics",
+                "phase": "search",
+                "step": number + 1,
+                "eta_s": None,
+                "metrics": {"hypervolume": number / candidates, "feasible": 1.0, "failed": 0.0},
+            },
+        )
     trained: dict[str, object] = {
         "metrics": dict(chain.card["metrics"]),  # type: ignore[arg-type]
         "chain": chain.id,
@@ -112,19 +119,26 @@ def _done(store: Store, chain: Chain, candidates: int) -> Job:
     winner = _candidate(job.id, 0, Arm.WINNER, rng, **trained)
     store.jobs.put_candidate(winner, claimed.token)
     store.blocks.add_edges([Edge(child=chain.id, parent=job.id, relation="searched-by")])
-    store.jobs.log(job.id, "one candidate was quarantined", level="warning")
-    result = {
-        "front": [0],
-        "winners": [{"candidate": 0, "chain": chain.id, "metrics": chain.card["metrics"]}],
-        "savings": {},
+    curve = {"kind": "curve", "arm": "winner", "number": 0}
+    curve |= {"epoch": [1, 2, 3], "loss": [2.1, 1.2, 0.7]}
+    store.jobs.log(job.id, "winner candidate 0 was trained for 3 epochs", data=curve)
+    store.jobs.log(
+        job.id, "candidate 5 failed: the trainer was killed: out of memory", level="warning"
+    )
+    won = {
+        "candidate": 0,
+        "chain": chain.id,
+        "architecture": winner.architecture,
+        "summary": SPACE.summary(Architecture.from_json(winner.architecture)),
+        "metrics": chain.card["metrics"],
     }
+    savings = store.jobs.savings(job.id)
+    result = {"front": [0], "winners": [won], "savings": dict(savings), "baseline_front": [0]}
     return store.jobs.finish(job.id, claimed.token, JobState.SUCCEEDED, result=result)
 
 
 def _candidate(job: str, number: int, arm: Arm, rng: random.Random, **changes: object) -> Candidate:
-    architecture = Architecture(
-        space={"name": "darts", "params": {}}, choices=(number, int(arm == "search"))
-    )
+    architecture = SPACE.sample(rng)
     if number == 5 and arm is Arm.SEARCH:
         return Candidate(
             job=job,
@@ -150,7 +164,10 @@ def _candidate(job: str, number: int, arm: Arm, rng: random.Random, **changes: o
             "accuracy": accuracy,
             "latency_ms": latency,
             "flops": 1e6 * latency,
-            "num_params": 1e4 * (1 + latency),
+            "num_params": round(1e4 * (1 + latency)),
+            "size_bytes": round(4e4 * (1 + latency)),
+            "peak_bytes": round(1e5 * (1 + latency)),
+            "latency_p95_ms": 1.2 * latency,
         },
         "feasible": latency <= 3,
         "reason": None if latency <= 3 else f"latency_ms is {latency:.3g}, above 3",

@@ -121,7 +121,10 @@ def test_watching_a_job_that_has_ended_says_how_it_ended(seed: Seed, blockyard: 
 
 
 def test_logs_are_lines_or_json_lines(seed: Seed, blockyard: Any) -> None:
-    assert "warning  one candidate was quarantined" in blockyard("job", "logs", seed.done.id).out
+    assert (
+        "warning  candidate 5 failed: the trainer was killed"
+        in blockyard("job", "logs", seed.done.id).out
+    )
     lines = blockyard("job", "logs", seed.done.id, "--json").out.splitlines()
     numbers = [json.loads(line)["number"] for line in lines]
     assert numbers == sorted(numbers)

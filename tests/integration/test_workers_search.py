@@ -58,9 +58,15 @@ def test_a_search_ends_with_winners_that_load_from_the_zoo(
     store: Store, worker: EmbeddedWorker
 ) -> None:
     job = submit(store, seed=1, winners=2, baseline=True)
+    while not store.jobs.job(job.id).state.final:  # what is listed is measured, at any moment
+        for chain in store.blocks.chains(ChainQuery(task="digits", job=job.id)).items:
+            assert "latency" in chain.card
+            assert store.blocks.profiles(chain.id)
+        time.sleep(0.02)
     result = toys.succeeded(store, job.id).result
     assert result is not None
     candidates = store.jobs.candidates(job.id)
+    assert {item.attempt for item in candidates} == {1}
     for arm in (Arm.SEARCH, Arm.BASELINE):
         assert [item.number for item in candidates if item.arm is arm] == list(range(6))
     assert set(result["front"]) <= set(range(6))  # type: ignore[arg-type]
@@ -102,6 +108,37 @@ def test_no_candidate_is_trained_twice_in_one_search_or_in_two(
     assert all(item.metrics["latency_ms"] == latency[item.signature] for item in theirs)
 
 
+def test_the_baseline_s_reuse_is_booked_as_such(store: Store, worker: EmbeddedWorker) -> None:
+    space = {"widths": [5, 6], "twins": 4}
+    job = submit(store, seed=10, candidates=6, baseline=True, space=space)
+    toys.succeeded(store, job.id)
+    scored = [item for item in store.jobs.candidates(job.id) if item.arm is not Arm.WINNER]
+    distinct = {item.signature for item in scored}
+    saved = store.jobs.savings(job.id)
+    assert saved["candidates"] == len(scored) == 12
+    assert saved["evaluations"] == len(distinct) <= 2
+    assert saved["hits"] == 12 - len(distinct)
+    found = [store.evaluations.find(str(signature)) for signature in distinct]
+    paid = sum(evaluation.cost_s for items in found for _, evaluation in items)
+    assert saved["spent_s"] == pytest.approx(paid)
+
+
+def test_what_a_search_learns_can_be_drawn(store: Store, worker: EmbeddedWorker) -> None:
+    recipe = {"epochs": 3, "batch_size": 256}
+    job = submit(store, seed=11, candidates=4, recipe=recipe, final_recipe=recipe)
+    toys.succeeded(store, job.id)
+    data = [event.data for event in store.jobs.events(job.id)]
+    drawn = [item for item in data if item.get("kind") == "metrics"]
+    assert drawn[-1]["step"] == 4
+    assert "hypervolume" in drawn[-1]["metrics"]  # type: ignore[operator]
+    curves = {(item["arm"], item["number"]): item for item in data if item.get("kind") == "curve"}
+    trained = [item for item in store.jobs.candidates(job.id) if item.reused_from is None]
+    assert set(curves) == {(str(item.arm), item.number) for item in trained}
+    for curve in curves.values():
+        assert curve["epoch"] == [1, 2, 3]
+        assert len(curve["loss"]) == 3  # type: ignore[arg-type]
+
+
 def test_without_reuse_every_candidate_is_trained(store: Store, worker: EmbeddedWorker) -> None:
     job = submit(store, seed=2, candidates=6, reuse=False)
     toys.succeeded(store, job.id)
@@ -126,6 +163,7 @@ def test_a_poison_candidate_is_quarantined_and_the_job_goes_on(
     failed = by_state[CandidateState.FAILED]
     assert by_state[CandidateState.EVALUATED]
     assert why in (failed[0].reason or "")
+    assert failed[0].attempt == (3 if attempts else 1)
     assert attempts in (failed[0].reason or "")
     assert all("computes the same" in (item.reason or "") for item in failed[1:])
 
@@ -266,7 +304,9 @@ def test_assembly_returns_a_chain_within_the_limit_and_names_it(
         chain = store.blocks.chain(f"best-{limit}")
         assert chain.id == job.result["chain"]
         assert chain.size_bytes <= limit
-        assert job.result["metrics"]["latency_ms"] > 0  # type: ignore[call-overload,index]
+        latency_ms = job.result["metrics"]["latency_ms"]  # type: ignore[call-overload,index]
+        stored = {p.median_ms for p in store.blocks.profiles(chain.id) if p.batch == 1}
+        assert latency_ms in stored  # what decided is what is on record
         answers.append(chain)
     assert answers[0].id != answers[1].id
     accuracy = [chain.card["metrics"]["val_accuracy"] for chain in answers]  # type: ignore[index,call-overload]

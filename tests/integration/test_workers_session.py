@@ -10,7 +10,7 @@ import pytest
 from tests import toys
 from workers.reaper import Reaper
 from workers.session import JobStoppedError, Session, Stop, Timing
-from zoo.errors import StaleTokenError
+from zoo.errors import NotReadyError, StaleTokenError
 from zoo.jobs import Job, JobKind, JobRequest, JobState
 from zoo.spec import Device
 from zoo.store.protocols import Claimed, Store, WorkerInfo
@@ -117,6 +117,55 @@ def test_a_device_held_exclusively_is_waited_for_and_given_back(
             assert not store.devices.acquire(CPU.id, "third", "shared", lease_s=1)
             time.sleep(0.05)
     assert store.devices.acquire(CPU.id, "third", "shared", lease_s=1)
+
+
+def test_a_device_lease_that_was_lost_hands_the_job_back(store: Store, session: Session) -> None:
+    with session.device(CPU, "shared"):
+        store.devices.release(CPU.place, session.holder)  # as if it had expired meanwhile
+        assert store.devices.acquire(CPU.place, "another", "exclusive", lease_s=30)
+        toys.wait_for(lambda: session.stop, timeout_s=5, what="the notice")
+        assert session.stop is Stop.HAND_BACK
+
+
+def test_a_job_run_for_another_is_handed_back_when_that_is_stopped(
+    store: Store, session: Session
+) -> None:
+    job = store.jobs.submit(JobKind.MEASURE, {})
+    claimed = store.jobs.claim("w", lease_s=FAST.lease_s, job_id=job.id)
+    assert claimed is not None
+    with Session(store, claimed, holder="w/2", timing=FAST, outer=session) as inner:
+        inner.check()
+        store.jobs.request(session.job.id, JobRequest.CANCEL)
+        toys.wait_for(lambda: inner.stop, timeout_s=5, what="the request")
+        assert session.stop is Stop.CANCEL
+        with pytest.raises(JobStoppedError) as caught:
+            inner.check()
+    assert caught.value.stop is Stop.HAND_BACK
+
+
+def test_a_database_that_is_away_is_waited_for_but_not_for_ever(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[float] = []
+
+    def log(*_: object, **__: object) -> None:
+        calls.append(time.monotonic())
+        if len(calls) < 4:
+            raise NotReadyError("the database does not answer")
+
+    monkeypatch.setattr(session._raw.jobs, "log", log)
+    session.log("hello")
+    assert len(calls) == 4
+
+    def never(*_: object, **__: object) -> None:
+        calls.append(time.monotonic())
+        raise NotReadyError("the database does not answer")
+
+    monkeypatch.setattr(session._raw.jobs, "log", never)
+    started = time.monotonic()
+    with pytest.raises(NotReadyError):
+        session.log("hello")
+    assert time.monotonic() - started > FAST.lease_s
 
 
 def test_waiting_for_a_device_ends_when_the_job_is_stopped(store: Store, session: Session) -> None:

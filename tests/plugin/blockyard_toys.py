@@ -7,10 +7,13 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from nas.plugins import MethodContext
+from nas.protocols import StepReport
 from zoo.builders import build_chain, register
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError
@@ -98,6 +101,55 @@ class ToySpace:
 
     def _make(self, width: int, twin: int) -> Architecture:
         return Architecture(space=self.describe(), choices=(width, twin))
+
+
+class ToyDescent:
+    """A method that lives in the trainer, and kills it once at each point that is named.
+
+    Args:
+        context: The space to sample.
+        steps: How long it takes.
+        crashes: ``"open"``, ``"step"``, ``"state"``, ``"best"`` → a path; where nothing is
+            there yet, something is made and the process ends.
+    """
+
+    trains = True
+
+    def __init__(
+        self, context: MethodContext, steps: int = 3, crashes: Mapping[str, str] | None = None
+    ) -> None:
+        self._space = context.space
+        self._steps = steps
+        self._crashes = dict(crashes or {})
+        self._done = 0
+        self._crash("open")
+
+    def step(self) -> StepReport:
+        self._crash("step")
+        self._done += 1
+        time.sleep(0.3)
+        return StepReport(
+            step=self._done, total=self._steps, message="down", metrics={"loss": 1 / self._done}
+        )
+
+    def best(self, k: int) -> list[Architecture]:
+        self._crash("best")
+        if self._done < self._steps:
+            raise InvalidInputError("asked for the best too early")
+        return [self._space.sample(random.Random(0))]
+
+    def state_dict(self) -> dict[str, int]:
+        self._crash("state")
+        return {"done": self._done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._done = state["done"]
+
+    def _crash(self, point: str) -> None:
+        path = self._crashes.get(point)
+        if path is not None and not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Stem(nn.Module):

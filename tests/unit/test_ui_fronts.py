@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,8 +61,7 @@ def test_maximised_metrics_become_costs() -> None:
     assert costs([0.5, 0.9], "minimize").tolist() == [0.5, 0.9]
 
 
-def test_a_front_of_100_000_points_takes_less_than_a_second() -> None:
-    cloud = np.random.default_rng(0).random((100_000, 2))
-    started = time.perf_counter()
-    front(cloud[:, 0], cloud[:, 1])
-    assert time.perf_counter() - started < 1.0
+@pytest.mark.timeout(60)
+def test_a_front_of_100_000_points_is_found_without_comparing_pairs() -> None:
+    line = np.arange(100_000, dtype=np.float64)
+    assert len(front(line, -line)) == 100_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.assembly import MAX_EVALUATED, assemble, predicted_latency, recombinations
+from zoo.assembly import MAX_EVALUATED, MAX_MEASURED, assemble, predicted_latency, recombinations
 from zoo.errors import InfeasibleError, TrainerError, UnknownNameError
 from zoo.schemas import Limit
 from zoo.spec import Block, BlockSpec, Chain, TensorSpec
@@ -90,6 +90,35 @@ def test_when_nothing_fits_the_nearest_is_named() -> None:
 def test_an_empty_zoo_says_what_to_do() -> None:
     with pytest.raises(InfeasibleError, match="run a search first"):
         assemble([], {}, within(1.0), "accuracy", measure=measured)
+
+
+def test_one_chain_that_fits_is_found_among_many_a_little_too_slow() -> None:
+    slow = [chain(f"slow{n}", 0.9 + n / 1000) for n in range(29)]
+    fit = chain("fit", 0.5)
+    speed = {fit.id: 0.5} | {item.id: 1.1 for item in slow}
+    asked: list[str] = []
+
+    def measure(item: Chain) -> dict[str, float]:
+        asked.append(item.id)
+        return {"latency_ms": speed[item.id]}
+
+    found = assemble([*slow, fit], speed, within(1.0), "accuracy", measure=measure)
+    assert found.chain == fit
+    assert asked[0] == fit.id
+    assert len(asked) <= MAX_MEASURED
+
+
+def test_nothing_is_given_up_before_all_that_may_fit_was_measured() -> None:
+    """Twenty-nine are predicted to fit and do not; one is predicted not to fit and does."""
+    hopeful = [chain(f"hopeful{n}", 0.9 + n / 1000) for n in range(29)]
+    modest = chain("modest", 0.5)
+    predicted = {modest.id: 1.1} | {item.id: 0.9 for item in hopeful}
+
+    def measure(item: Chain) -> dict[str, float]:
+        return {"latency_ms": 1.0 if item == modest else 1.2}
+
+    found = assemble([*hopeful, modest], predicted, within(1.0), "accuracy", measure=measure)
+    assert found.chain == modest
 
 
 def test_an_unknown_objective_lists_the_choices() -> None:

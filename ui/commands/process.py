@@ -98,8 +98,9 @@ def up(
 @click.option("--open/--no-open", "browser", default=True, help="Open a browser.")
 @pass_terminal
 def ui(terminal: Terminal, host: str, port: int, browser: bool) -> None:
-    """Start the pages."""
+    """Start the pages; beyond this machine they ask every visitor for an API key."""
     connection = terminal.connection
+    connection.check_pages(host)
     connection.make_folder()
     options = {
         "server.address": host,

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from ui.catalogue import summary_of
-from ui.formats import duration, metric, short, title
-from ui.parts import blocks_of, lineage_of, load_and_download, profiles_of
+from ui.catalogue import description_of
+from ui.formats import duration, label, metric, short, title
+from ui.parts import (
+    blocks_of,
+    chain_graph,
+    lineage_of,
+    load_and_download,
+    profiles_of,
+    wiring_of,
+)
 from ui.series import Row
 from ui.views.job import candidates_of
 from ui.website import Site, job_title
+from zoo.spec import BlockSpec
+
+if TYPE_CHECKING:
+    from zoo.store.protocols import Event
 
 
 def draw(site: Site) -> None:
@@ -44,6 +56,7 @@ def draw(site: Site) -> None:
     _metrics(row)
     left, right = st.columns(2, gap="large")
     with left:
+        _learning(site, row)
         _architecture(row)
     with right:
         _origin(site, row)
@@ -74,14 +87,41 @@ def _architecture(row: Row) -> None:
     architecture: dict[str, Any] = dict(row["architecture"])
     space = architecture.get("space") or {}
     st.caption(f"space {space.get('name')} · id {short(row['architecture_id'])}")
-    if st.toggle("Write it as a genotype", help="Asks the search space; takes a few seconds."):
-        st.code(_summary(json.dumps(architecture)), language=None, wrap_lines=True)
+    if st.toggle("Draw it", help="Asks the search space; takes a few seconds."):
+        known = _described(json.dumps(architecture))
+        st.code(known["summary"], language=None, wrap_lines=True)
+        specs = [BlockSpec.from_json(item) for item in known["blocks"]]
+        st.graphviz_chart(chain_graph(specs), alt="graph of the network")
+        wiring_of(specs)
     st.code(json.dumps(architecture), language="json", wrap_lines=True)
 
 
 @st.cache_data(max_entries=500, show_spinner="Asking the search space…")
-def _summary(architecture: str) -> str:
-    return summary_of(json.loads(architecture))
+def _described(architecture: str) -> dict[str, Any]:
+    return description_of(json.loads(architecture))
+
+
+def _learning(site: Site, row: Row) -> None:
+    """Draw how a candidate learned, if it was trained by this job."""
+    st.subheader("Learning curve", anchor=False)
+    curve = curve_of(site.zoo.events(row["job"]), str(row["arm"]), row["number"])
+    if curve is None:
+        st.caption("This job did not train it." if row["reused_from"] else "None was recorded.")
+        return
+    for name, values in curve.items():
+        if name != "epoch":
+            points = {"epoch": curve["epoch"], label(name): values}
+            st.line_chart(points, x="epoch", y=label(name), height=200)
+
+
+def curve_of(events: Iterable[Event], arm: str, number: int) -> dict[str, list[float]] | None:
+    """Return the newest learning curve of a candidate: ``{"epoch": …, metric: values}``."""
+    curve = None
+    for event in events:
+        data: Any = event.data
+        if data.get("kind") == "curve" and (data.get("arm"), data.get("number")) == (arm, number):
+            curve = {name: values for name, values in data.items() if isinstance(values, list)}
+    return curve
 
 
 def _origin(site: Site, row: Row) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from ui.charts import front_figure, progress_figure
+from ui.connection import Connection
 from ui.following import fraction, progress_text
 from ui.formats import age, duration, label, metric, short, title
 from ui.request_text import changed, search_command
 from ui.series import Row
 from ui.views.jobs import job_savings
-from ui.website import Site, choose, guarded, job_title, state_badge
+from ui.website import Site, choose, connect, guarded, job_title, state_badge
 from zoo.canonical import plain
 
 if TYPE_CHECKING:
@@ -112,8 +113,12 @@ def _actions(site: Site, job: Job) -> None:
             st.rerun()
         if not job.state.final and st.button("Cancel", icon=":material/close:"):
             _confirm_cancel(site, job)
+        if job.state in ("failed", "cancelled") and st.button("Retry", icon=":material/replay:"):
+            site.go("job", job=site.zoo.clone(job.id).id)
         if job.kind == "search" and st.button("Clone", icon=":material/content_copy:"):
             _clone(site, job)
+        if job.state.final and st.button("Delete", icon=":material/delete:"):
+            _confirm_delete(site, job)
 
 
 @st.dialog("Cancel this job?")
@@ -129,6 +134,21 @@ def _confirm_cancel(site: Site, job: Job) -> None:
         if st.button("Cancel the job", type="primary"):
             site.zoo.cancel(job.id)
             st.rerun()
+
+
+@st.dialog("Delete this job?")
+@guarded
+def _confirm_delete(site: Site, job: Job) -> None:
+    st.write(
+        f"“{job_title(job)}” goes for good, with its candidates and its log. Models that it "
+        "stored stay in the zoo, and what it has evaluated stays known to later searches."
+    )
+    with st.container(horizontal=True, horizontal_alignment="right"):
+        if st.button("Keep it"):
+            st.rerun()
+        if st.button("Delete the job", type="primary"):
+            site.zoo.delete_job(job.id)
+            site.go("jobs")
 
 
 @st.dialog("Clone this search", width="medium")
@@ -149,15 +169,16 @@ def _clone(site: Site, job: Job) -> None:
 
 
 def candidates_of(site: Site, job: Job) -> Sequence[Row]:
-    """Return a job's candidates as plain rows; those of an ended job are kept in memory."""
-    if job.state.final:
-        return _ended_candidates(site, job.id)
-    return [item.to_json() for item in site.zoo.candidates(job.id)]
+    """Return a job's candidates as plain rows, read again only when its progress changed."""
+    told = ("phase", "step", "message")
+    step = "" if job.state.final else json.dumps([job.progress.get(name) for name in told])
+    return _known_candidates(site.connection, job.id, job.state, job.attempt, step)
 
 
-@st.cache_resource(max_entries=16, show_spinner="Reading candidates…")
-def _ended_candidates(_site: Any, job_id: str) -> Sequence[Row]:
-    return [item.to_json() for item in _site.zoo.candidates(job_id)]
+@st.cache_resource(max_entries=32, show_spinner="Reading candidates…")
+def _known_candidates(connection: Connection, job_id: str, *_at: object) -> Sequence[Row]:
+    """Read candidates once for each visitor and each state of the job's progress ``_at``."""
+    return [item.to_json() for item in connect(connection).candidates(job_id)]
 
 
 def _front(site: Site, job_id: str) -> None:
@@ -340,31 +361,23 @@ def _progress(site: Site, job_id: str) -> None:
 
 
 def _curves(site: Site, job_id: str) -> dict[str, list[dict[str, float]]]:
-    """Collect the numbers that a job's events carry as curves over its steps."""
+    """Collect the numbers that the method reported as curves over its steps."""
     curves: dict[str, list[dict[str, float]]] = {}
-    for event in all_events(site, job_id):
+    for event in site.zoo.events(job_id):
         data: dict[str, Any] = dict(event.data)
-        metrics = data.get("metrics")
-        numbers = {**(metrics if isinstance(metrics, dict) else {}), **data}
-        step = numbers.pop("step", None)
-        for name, number in numbers.items():
-            if isinstance(step, int | float) and isinstance(number, int | float):
-                curves.setdefault(name, []).append({"step": step, name: number})
+        step, phase, numbers = data.get("step"), data.get("phase"), data.get("metrics")
+        if not isinstance(numbers, dict) or not isinstance(step, int | float):
+            continue
+        for metric_name, number in numbers.items():
+            name = metric_name if phase in (None, "search") else f"{metric_name}, {phase}"
+            curves.setdefault(name, []).append({"step": step, name: number})
     return {name: points for name, points in curves.items() if len(points) > 1}
-
-
-def all_events(site: Site, job_id: str) -> list[Any]:
-    """Return the whole log of a job, page by page."""
-    events: list[Any] = []
-    while page := site.zoo.events(job_id, after=events[-1].number if events else 0):
-        events += page
-    return events
 
 
 def _log(site: Site, job_id: str) -> None:
     job = site.zoo.job(job_id)
     levels = st.pills("Level", ("info", "warning", "error"), selection_mode="multi", key="level")
-    events = [item for item in all_events(site, job_id) if not levels or item.level in levels]
+    events = [item for item in site.zoo.events(job_id) if not levels or item.level in levels]
     if not events:
         st.info("The log is empty.", icon=":material/info:")
         return

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from ui.connection import Connection
 from ui.following import fraction, progress_text
 from ui.formats import age, duration
-from ui.website import Site, guarded, state_badge
+from ui.website import Site, connect, guarded, state_badge
 
 if TYPE_CHECKING:
     from zoo.client import Zoo
@@ -52,10 +54,14 @@ def draw(site: Site) -> None:
 def _live(site: Site, kinds: tuple[str, ...], states: tuple[str, ...]) -> None:
     zoo = site.zoo
     _totals(zoo)
-    wanted = (
-        job
-        for job in zoo.jobs()
-        if (not kinds or job.kind in kinds) and (not states or job.state in states)
+    wanted = heapq.merge(
+        *(
+            zoo.jobs(kind=kind, state=state)
+            for kind in kinds or [None]
+            for state in states or [None]
+        ),
+        key=lambda job: (job.created_at, job.id),
+        reverse=True,
     )
     shown = st.session_state.get("jobs_shown", PAGE)
     jobs = list(islice(wanted, shown + 1))
@@ -111,9 +117,11 @@ def _row(site: Site, job: Job, now: datetime) -> None:
 
 def job_savings(site: Site, job: Job) -> Mapping[str, float]:
     """Return what a job spent and saved; asked only once for a job that has ended."""
-    return _ended_savings(site, job.id) if job.state.final else site.zoo.savings(job.id)
+    if job.state.final:
+        return _ended_savings(site.connection, job.id)
+    return site.zoo.savings(job.id)
 
 
 @st.cache_data(max_entries=2000, show_spinner=False)
-def _ended_savings(_site: Any, job_id: str) -> dict[str, float]:
-    return dict(_site.zoo.savings(job_id))
+def _ended_savings(connection: Connection, job_id: str) -> dict[str, float]:
+    return dict(connect(connection).savings(job_id))

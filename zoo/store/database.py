@@ -12,8 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import (
     ArgumentError,
-    DatabaseError,
     DataError,
+    DBAPIError,
     OperationalError,
     SQLAlchemyError,
 )
@@ -157,7 +157,9 @@ def translated() -> Iterator[None]:
         ) from error
     except OperationalError as error:
         raise _operational(error) from error
-    except DatabaseError as error:
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise _away(error) from error
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
             raise CorruptArtifactError(
                 f"the database file is damaged: {_cause(error)}; restore it from a backup"
@@ -178,7 +180,11 @@ def _operational(error: OperationalError) -> Exception:
             f"the database is busy: {cause}; try again, or use PostgreSQL for many writers",
             retry_after_s=1.0,
         )
-    return NotReadyError(f"the database does not answer: {cause}; check that it runs")
+    return _away(error)
+
+
+def _away(error: SQLAlchemyError) -> NotReadyError:
+    return NotReadyError(f"the database does not answer: {_cause(error)}; check that it runs")
 
 
 def _cause(error: SQLAlchemyError) -> str:
