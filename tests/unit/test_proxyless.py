@@ -433,3 +433,33 @@ def test_a_search_that_diverges_says_so(data: DataSet) -> None:
     method = search(data, warmup_lr=1e30)
     with pytest.raises(TrainerError, match="lower the learning rate"):
         run(method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gates", ["full_v2", "two"])
+def test_the_only_operation_that_sees_the_labels_is_ranked_first(gates: str) -> None:
+    # Columns repeat every eight pixels, or flip their sign: stem and first block see five
+    # columns, with a kernel of 3 seven, of 7 eleven.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (2048,), generator=generator)
+    base = torch.rand(2048, 1, 4, 8, generator=generator) < 0.5
+    flip = (labels == 1).view(-1, 1, 1, 1)
+    images = torch.cat([base, base ^ flip, base], dim=3).to(torch.uint8) * 255
+    split = Split(images=images, labels=labels)
+    made = DataSet(
+        name="made", digest="0" * 64, num_classes=2, class_names=("a", "b"), licence="none",
+        inputs=TensorSpec(shape=(1, 4, 24)), mean=(0.5,), std=(0.5,),
+        train=split, val=split, test=split,
+    )  # fmt: skip
+    space = MBConvSpace(
+        preset="cifar", widths=(16,), depths=(1,), strides=(1,), stem=16, first=8, last=32,
+        kernels=(3, 7), expands=(4, 6),
+    )  # fmt: skip
+    method = Proxyless(
+        MethodContext(space=space, seed=1, data=made), warmup_epochs=3, epochs=4, batch_size=64,
+        gates=gates, arch_every=1, warmup_lr=0.1, lr=0.1, arch_lr=0.05, loss="none",
+        held_out=0.3, label_smoothing=0.0, augment=False,
+    )  # fmt: skip
+    assert run(method)[-1].metrics["arch_accuracy"] > 0.85
+    assert space.summary(method.best(1)[0]).startswith("7x7")
+    assert float(method.arch.probabilities()[0, 2:].sum()) > 0.7
