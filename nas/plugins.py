@@ -41,7 +41,9 @@ class MethodContext:
     """What a method is given beside its own parameters.
 
     ``directions`` defaults to those of ``zoo.spec.METRICS``. ``data`` is set for methods
-    that train (``trains = True``), ``evaluator`` for those that sample.
+    that train (``trains = True``), ``evaluator`` for those that sample. ``latencies`` are
+    what a class's ``measure_latencies`` returned on the target device, for methods whose
+    ``wants_latencies(params, limits)`` is true.
     """
 
     space: SearchSpace
@@ -52,6 +54,7 @@ class MethodContext:
     objectives: tuple[str, ...] = ("accuracy", "latency_ms")
     directions: tuple[Direction, ...] = ()
     limits: tuple[Limit, ...] = ()
+    latencies: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives:

@@ -20,7 +20,14 @@ from nas.cost import cost, preview
 from nas.data import DataSet, load_dataset
 from nas.evaluation import EvaluatorContext, Latency
 from nas.identity import identify
-from nas.plugins import MethodContext, make_evaluator, make_method, make_space, space_of
+from nas.plugins import (
+    MethodContext,
+    make_evaluator,
+    make_method,
+    make_space,
+    method_class,
+    space_of,
+)
 from nas.protocols import Evaluator, SearchMethod, SearchSpace, StepReport
 from nas.training import accuracy, train
 from serving.runners.devices import SERVING_THREADS, serving_threads, settle_threads
@@ -82,6 +89,7 @@ class Duties:
             "evaluator": self.evaluator,
             "evaluate": self.evaluate,
             "measure": self.measure,
+            "latencies": self.latencies,
             "profile": self.profile,
             "fit": self.fit,
             "accuracy": self.accuracy,
@@ -159,6 +167,24 @@ class Duties:
         module = build_chain(specs, seed=0)
         timing = self._time(module, specs, args["runtime"], args["batch"], args["device"], None)
         return Message({"kind": "timing", **timing_json(timing)})
+
+    def latencies(self, args: Json, _: Blobs) -> Message:
+        """Time the layers of a space, as the method that will search it wants them."""
+        space, data, count = make_space(**args["space"]), self._data(args), 0
+
+        def layer_ms(specs: Sequence[BlockSpec]) -> float:
+            nonlocal count
+            count += 1
+            self._report(done=count, total=0, message=f"measuring layer {count}")
+            module = build_chain(specs, seed=0)
+            timing = self._time(module, specs, args["runtime"], args["batch"], args["device"], None)
+            return timing.median_ms
+
+        cls: Any = method_class(args["method"])
+        found = cls.measure_latencies(
+            space, layer_ms, inputs=data.inputs, num_classes=data.num_classes
+        )
+        return Message({"kind": "latencies", "latencies": found})
 
     def profile(self, args: Json, blobs: Blobs) -> Message:
         """Time a trained chain (or one block) in every runtime at every batch size.
@@ -300,6 +326,7 @@ class Duties:
             data=self._data(args).to(device),
             objectives=tuple(args["objectives"]),
             limits=tuple(Limit.model_validate(item) for item in args["limits"]),
+            latencies=args.get("latencies"),
         )
         self._method = make_method(args["method"]["name"], args["method"]["params"], context)
         return Message({"kind": "opened"})

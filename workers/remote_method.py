@@ -24,7 +24,14 @@ class RemoteMethod:
     measurement that waits for the device gets its turn.
     """
 
-    def __init__(self, context: JobContext, request: SearchRequest, *, step_s: float) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        request: SearchRequest,
+        *,
+        step_s: float,
+        latencies: Mapping[str, float] | None = None,
+    ) -> None:
         self._context = context
         self._device = context.training_device()
         self._step_s = step_s
@@ -36,6 +43,7 @@ class RemoteMethod:
             "device": self._device.name,
             "objectives": list(request.objectives),
             "limits": [limit.model_dump() for limit in request.limits],
+            "latencies": latencies,
         }
         # Opening builds and may compile; a step is one of step_s and the last one's length.
         self._limits = Limits(

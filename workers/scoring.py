@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,9 @@ from zoo.store.protocols import Claimed
 
 MEASURE_S = 300.0
 """Time limit of one latency measurement, export included."""
+
+LAYERS_S = 1800.0
+"""Time limit of measuring every layer of a space."""
 
 LATENCY_VERSION = 1
 """Raised whenever measuring would give other numbers on the same device."""
@@ -210,6 +214,39 @@ class Scorer:
             device=self._target.id,
         )
 
+    def latency_ms(self, architecture: Architecture) -> float:
+        """Return an untrained architecture's latency, measured once for all who ask.
+
+        Raises:
+            TrainerError: It cannot be measured.
+            JobStoppedError: The job was told to stop.
+        """
+        self._context.session.check()
+        known = self._known(architecture)
+        signature = known.found_in(self._context.store.evaluations)
+        try:
+            timed = self._timed(architecture, signature, self._info(known, signature), known, {})[0]
+        except _UnconfirmedError:
+            own = f"{signature}-{architecture.id}"
+            timed = self._timed(architecture, own, self._info(known, own), known, {})[0]
+        return timed.metrics["latency_ms"]
+
+    def layer_latencies(self) -> dict[str, float] | None:
+        """Return the latencies of the space's layers on the target device, if it is ours.
+
+        They are measured once for all searches of the same space, task and device.
+        """
+        if not self._context.owns(self._target):
+            return None
+        terms: dict[str, Json] = {
+            "layers": self._request.space.model_dump(),
+            "method": self._request.method.name,
+            "data": self._digest,
+            "latency": self._latency_terms(),
+        }
+        info: dict[str, Any] = {"kind": "layers", "data": self._digest}
+        return dict(self._once(terms, info, None, self._measure_layers)[0].metrics)
+
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
         session = self._context.session
         begun = candidate.attempt + 1 - session.faults
@@ -247,11 +284,7 @@ class Scorer:
             if self._request.reuse
             else {"job": candidate.job, "arm": str(self._arm), "number": candidate.number}
         )
-        info = {
-            **known.info(signature),
-            "data": self._digest,
-            "recipe": self._request.recipe.model_dump(),
-        }
+        info = self._info(known, signature) | {"recipe": self._request.recipe.model_dump()}
         trained, reused = self._once(
             {"scores": self._described, "signature": signature, **unique},
             info | {"kind": "training"},
@@ -261,12 +294,7 @@ class Scorer:
         used = [(trained, reused)]
         metrics = dict(trained.metrics)
         if "latency_ms" not in metrics and not self._looks_up:
-            timed, found = self._once(
-                {"latency": self._latency_terms(), "signature": signature, **unique},
-                info | {"kind": "latency"},
-                known,
-                lambda: self._measure(architecture),
-            )
+            timed, found = self._timed(architecture, signature, info, known, unique)
             metrics |= timed.metrics
             used.append((timed, found))
         # What the job's first candidate of this signature finds, the job had paid for before
@@ -287,14 +315,31 @@ class Scorer:
             cost_s=sum(it.cost_s for it, _ in used) - saved_s,
         )
 
+    def _timed(
+        self,
+        architecture: Architecture,
+        signature: str,
+        info: Mapping[str, Any],
+        known: Known,
+        unique: Mapping[str, Json],
+    ) -> tuple[Evaluation, bool]:
+        return self._once(
+            {"latency": self._latency_terms(), "signature": signature, **unique},
+            {**info, "kind": "latency"},
+            known,
+            lambda: self._measure(architecture),
+        )
+
     def _once(
         self,
         terms: Mapping[str, Json],
         info: dict[str, Any],
-        known: Known,
+        known: Known | None,
         compute: Callable[[], Evaluation],
     ) -> tuple[Evaluation, bool]:
         """Return the evaluation of a key and whether it was there: found, made or awaited.
+
+        ``known`` is whose hit must be confirmed; None where the key is an identity.
 
         Raises:
             _UnconfirmedError: It is there, but not surely of the same network.
@@ -304,7 +349,8 @@ class Scorer:
         while True:
             found = evaluations.claim(key, job=session.job.id, lease_s=session.timing.lease_s)
             if isinstance(found, Evaluation):
-                self._confirm(known, key)
+                if known is not None:
+                    self._confirm(known, key)
                 return found, True
             if isinstance(found, Claimed):
                 with session.claim(key, found.token):
@@ -322,6 +368,9 @@ class Scorer:
                 self._context.help()
                 session.pause(session.timing.poll_s)
             session.check()
+
+    def _info(self, known: Known, signature: str) -> dict[str, Any]:
+        return {**known.info(signature), "data": self._digest}
 
     def _confirm(self, known: Known, key: str) -> None:
         certificate = known.matches(self._context.store.evaluations, key)
@@ -360,6 +409,26 @@ class Scorer:
         return Evaluation(
             metrics={"latency_ms": timing["median_ms"], "latency_p95_ms": timing["p95_ms"]},
             cost_s=timing["cost_s"],
+            job=self._context.job.id,
+            device=self._target.id,
+        )
+
+    def _measure_layers(self) -> Evaluation:
+        request = self._request
+        args = {
+            "space": request.space.model_dump(),
+            "method": request.method.name,
+            "data": request.data,
+            "runtime": request.runtime,
+            "batch": request.batch,
+            "device": self._target.name,
+        }
+        started = time.monotonic()
+        with self._context.session.device(self._target, "exclusive"):
+            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
+        return Evaluation(
+            metrics=numbers(head["latencies"]),
+            cost_s=time.monotonic() - started,
             job=self._context.job.id,
             device=self._target.id,
         )

@@ -7,6 +7,7 @@ number of the next candidate; everything else is on record in SQL.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ CHECKPOINT_SHARE = 0.05
 
 METRICS_S = 2.0
 """What a method reports goes into the job's log at most this often."""
+
+CAPPED_TRIES = 16
+"""Derived networks measured at most before a search says that its latency cap is not met."""
 
 SPARE_WINNERS = 2
 """Next best ones, kept in case the training of a winner fails."""
@@ -117,6 +121,7 @@ class _Search:
         finally:
             if isinstance(method, RemoteMethod):
                 method.close()
+        best = self._within_cap(best)
         if self._trains:
             self._score_found(best[: self._request.winners])
         if not best:
@@ -128,6 +133,58 @@ class _Search:
         self._state.search = None
         self._enter("baseline" if self._request.baseline else "winners")
         return best
+
+    def _latencies(self) -> dict[str, float] | None:
+        """Return measured latencies of layers for a method that wants them."""
+        cls: Any = method_class(self._request.method.name)
+        params, limits = self._request.method.params, self._request.limits
+        if not hasattr(cls, "wants_latencies") or not cls.wants_latencies(params, limits):
+            return None
+        found = self._scorers[Arm.SEARCH].layer_latencies()
+        if found is None:
+            self._session.log(
+                "the target device is another worker's: layers are priced by a roofline, and "
+                "derived networks measured there",
+                level="warning",
+            )
+        return found
+
+    def _cap_ms(self) -> float | None:
+        """Return the latency that a method promised not to exceed."""
+        if not getattr(method_class(self._request.method.name), "caps_latency", False):
+            return None
+        return next((it.max for it in self._request.limits if it.metric == "latency_ms"), None)
+
+    def _wanted(self, arm: Arm) -> int:
+        """Return how many networks to ask of the method in the end."""
+        count = self._request.winners + SPARE_WINNERS
+        return count if arm is not Arm.SEARCH or self._cap_ms() is None else count + CAPPED_TRIES
+
+    def _within_cap(self, found: list[Architecture]) -> list[Architecture]:
+        """Return what meets the cap when measured, of a method that promised to keep one.
+
+        Raises:
+            InfeasibleError: Nothing that was derived does.
+        """
+        cap_ms = self._cap_ms()
+        if cap_ms is None or not found:
+            return found
+        scorer, kept, least = self._scorers[Arm.SEARCH], [], math.inf
+        for architecture in found:
+            latency_ms = scorer.latency_ms(architecture)
+            least = min(least, latency_ms)
+            if latency_ms <= cap_ms:
+                kept.append(architecture)
+            else:
+                self._session.log(f"{latency_ms:.4g} ms measured, above the cap of {cap_ms:g} ms")
+            if len(kept) == self._request.winners + SPARE_WINNERS:
+                break
+        if not kept:
+            raise InfeasibleError(
+                f"no derived network has latency_ms of at most {cap_ms:g}: the smallest reachable "
+                f"measured {least:.6g} ms on {scorer.target.name}"
+            )
+        return kept
 
     def _score_found(self, found: list[Architecture]) -> None:
         """Score what a gradient method derived as any candidate, so that fronts compare."""
@@ -150,7 +207,12 @@ class _Search:
     def _method(self, arm: Arm, name: str, params: Mapping[str, Any]) -> SearchMethod:
         request = self._request
         if arm is Arm.SEARCH and self._trains:
-            return RemoteMethod(self._context, request, step_s=self._session.timing.step_s)
+            return RemoteMethod(
+                self._context,
+                request,
+                step_s=self._session.timing.step_s,
+                latencies=self._latencies(),
+            )
         method_context = MethodContext(
             space=self._space,
             seed=request.seed,
@@ -180,7 +242,7 @@ class _Search:
                 self._session.check()
                 self._context.help()
                 if self._step(method, arm, pace, budget_s):
-                    return method.best(self._request.winners + SPARE_WINNERS)
+                    return method.best(self._wanted(arm))
                 if time.monotonic() > self._save_at:
                     self._save(method, arm)
                     faults = 0

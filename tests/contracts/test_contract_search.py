@@ -36,14 +36,28 @@ SMALL_DARTS = {
     "ops": ["none", "skip_connect", "max_pool_3x3"],
 }
 
+SMALL_MBCONV = {
+    "preset": "cifar",
+    "widths": [4, 6],
+    "depths": [2, 1],
+    "strides": [1, 2],
+    "stem": 4,
+    "first": 4,
+    "last": 8,
+    "kernels": [3, 5],
+    "expands": [2],
+}
+
 SPACES: dict[str, dict[str, Any]] = {
     "darts": SMALL_DARTS,
+    "mbconv": SMALL_MBCONV,
     "nas-bench-101": {"channels": 8, "cells": 1},
     "nas-bench-201": {"channels": 4, "cells": 1},
     "nas-bench-macro": {"channels": 4},
     "nats-bench-size": {"widths": [2, 4, 6]},
     "plain-conv": {"layers": 2},
 }
+SPACE_OF = {"proxyless": "mbconv"}
 METHODS: dict[str, dict[str, Any]] = {
     "nsga2": {"candidates": 9},
     "tpe": {"candidates": 9},
@@ -60,6 +74,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "arch_share": 0.25,
     },
     "darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "order": 2},
+    "proxyless": {
+        "warmup_epochs": 1,
+        "epochs": 3,
+        "batch_size": 8,
+        "arch_every": 2,
+        "loss": "add#linear",
+    },  # fmt: skip
 }
 EVALUATORS = ("training", "tabular", "linear-probe")
 
@@ -189,8 +210,12 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def searched_by(name: str) -> SearchSpace:
+    return space_named(SPACE_OF.get(name, "darts"))
+
+
 def fresh(name: str, data: DataSet) -> SearchMethod:
-    space = make_space("darts", SMALL_DARTS)
+    space = searched_by(name)
     return method_named(name, MethodContext(space=space, seed=1, data=data, evaluator=Table()))
 
 
@@ -219,7 +244,7 @@ def test_a_method_counts_its_steps_to_the_end(name: str, data: DataSet) -> None:
 def test_a_method_returns_distinct_legal_architectures(name: str, data: DataSet) -> None:
     method = fresh(name, data)
     drive(method)
-    space = make_space("darts", SMALL_DARTS)
+    space = searched_by(name)
     best = method.best(3)
     assert 1 <= len(best) == len(set(best)) <= 3
     assert best[:1] == method.best(1)

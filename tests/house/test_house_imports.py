@@ -42,6 +42,7 @@ BARE_HOST = ["sqlalchemy", "pydantic", "celery", "optuna", "redis", "fastapi", "
         "nas.plugins",
         "nas.spaces.darts",
         "nas.methods.pc_darts",
+        "nas.methods.proxyless",
         "serving.engine",
         "serving.runners.measure",
         "serving.scheduler",
