@@ -45,11 +45,11 @@ def blockyard(seed: Seed, capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-def leaves() -> list[str]:
+def leaves(group: Any = cli) -> list[str]:
     found = []
-    for name, command in cli.commands.items():
+    for name, command in group.commands.items():
         nested = getattr(command, "commands", None)
-        found += [f"{name} {verb}" for verb in nested] if nested else [name]
+        found += [f"{name} {rest}" for rest in leaves(command)] if nested else [name]
     return found
 
 
