@@ -55,7 +55,7 @@ def test_an_architecture_finds_its_space() -> None:
 def test_an_unknown_name_lists_the_choices() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown search space 'dart'; .*: .*darts"):
         make_space("dart")
-    with pytest.raises(UnknownNameError, match="search method 'x'.*nsga2, pc-darts, random, tpe"):
+    with pytest.raises(UnknownNameError, match="method 'x'.*nsga2, pc-darts, .*random, .*tpe"):
         method_class("x")
     with pytest.raises(UnknownNameError, match="evaluator 'x'.*training"):
         make_evaluator("x", {}, None)  # type: ignore[arg-type]
