@@ -133,8 +133,9 @@ class SourceEdges(nn.Module):
         width = len(self.edges) * self.part
         kept = len(self.separable) * width
         dilated = [*self.near[len(self.separable) :], *self.far]
-        scale = torch.cat([shares.new_ones(kept), self._scale(dilated, shares)])
-        first = self._norm("first", _joined(results), scale)
+        # What a second half follows is mixed there, so it is not scaled here.
+        scales = [shares.new_ones(kept), *(self._scale([op], shares) for op in dilated)]
+        first = self._norm("first", _joined(results), torch.cat(scales))
         if dilated:
             yield from torch.split(first[:, kept:], width, dim=1)
         if kept:
@@ -189,15 +190,19 @@ class SourceEdges(nn.Module):
 
     def _mixing(self, names: Sequence[str], shares: Tensor) -> Tensor:
         """Return the 1x1 kernel that gives every edge its shares of the named states."""
-        columns = shares[:, [self.ops.index(op) for op in names]]
+        columns = self._columns(names, shares)
         identity = torch.eye(self.part, dtype=shares.dtype, device=shares.device)
         return torch.kron(columns, identity)[:, :, None, None]
 
     def _scale(self, ops: Sequence[str], shares: Tensor) -> Tensor:
         """Return the shares of ``ops``, one a channel: operation by operation, edge by edge."""
-        columns = shares[:, [self.ops.index(op) for op in ops]]
+        columns = self._columns(ops, shares)
         # Contiguous, as the backward pass of PyTorch 2.13 on the CPU takes it to be.
         return columns.t().unsqueeze(2).expand(-1, -1, self.part).flatten().contiguous()
+
+    def _columns(self, ops: Sequence[str], shares: Tensor) -> Tensor:
+        # Stacked, not indexed by a list: the list would be copied to a GPU, which waits.
+        return torch.stack([shares[:, self.ops.index(op)] for op in ops], dim=1)
 
     def _norm(self, name: str, x: Tensor, scale: Tensor | None) -> Tensor:
         mean, variance = (self.get_buffer(f"{name}_{kind}").view(-1) for kind in _BATCH_NORM)
@@ -279,7 +284,8 @@ class FusedCell(nn.Module):
         rests: list[Tensor | None] = [None] * self.nodes
         for at, source in self._numbered():
             state = states[at].contiguous(memory_format=torch.channels_last)
-            out = source(state[:, : self.part], shares[list(source.edges)])
+            own = torch.stack([shares[edge] for edge in source.edges])
+            out = source(state[:, : self.part], own)
             rest = state[:, self.part :]
             if source.stride == 2 and self.k > 1:
                 rest = F.max_pool2d(rest, 2, ceil_mode=True)
