@@ -47,16 +47,16 @@ class RegularizedEvolution(Sampling):
             candidates: Budget, duplicates included.
             population: Candidates alive; if None, a tenth of the budget, a quarter with
                 several objectives, from 4 to 100.
-            tournament: Candidates of whom the best is mutated; a quarter of the
-                population, from 2 to 10, if None.
+            tournament: Candidates of whom the best is mutated; if None, a quarter of the
+                population, half of it with several objectives, from 2 to 10.
 
         Raises:
             InvalidInputError: A number is below 1.
         """
         super().__init__(context, candidates)
-        share = 10 if len(context.objectives) == 1 else 4
-        self._population = population or min(100, max(4, candidates // share))
-        self._tournament = tournament or min(10, max(2, self._population // 4))
+        alive, drawn = (10, 4) if len(context.objectives) == 1 else (4, 2)
+        self._population = population or min(100, max(4, candidates // alive))
+        self._tournament = tournament or min(10, max(2, self._population // drawn))
         for name, value in (("population", population), ("tournament", tournament)):
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise InvalidInputError(f"{name} is {value!r}; it must be an integer >= 1")
