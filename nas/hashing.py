@@ -113,8 +113,11 @@ class Hasher:
 
     def hashes(self, architectures: Sequence[Architecture]) -> list[str]:
         """Return the hash of each; a hash that rounding may have moved is that of its kin."""
-        keys = [self._drawing(item) for item in architectures]
-        known = self._memo if self._memo is not None else {}
+        known: dict[str, str] = {}
+        keys = list(map(str, range(len(architectures))))
+        if self._memo is not None:
+            known = self._memo
+            keys = [self._drawing(item) for item in architectures]
         fresh = {
             key: item.choices
             for key, item in zip(keys, architectures, strict=True)
@@ -132,14 +135,13 @@ class Hasher:
             raise InvalidInputError(f"line {number}: {error}") from error
 
     def _drawing(self, architecture: Architecture) -> str:
-        if self._memo is None or not isinstance(self._space, GraphSpace):
-            return json.dumps(architecture.choices)
+        assert isinstance(self._space, GraphSpace)
         inputs, num_classes = self._task
         graph = self._space.graph(architecture, inputs=inputs, num_classes=num_classes)
         return drawing_key(graph)
 
     def _run(self, choices: Sequence[Choices]) -> Iterator[Signature]:
-        if self._pool is None:
+        if self._pool is None or len(choices) <= _CHUNK:  # too few to start processes for
             yield from _hash_all(self._space, self._task, choices)
             return
         chunks = [choices[at : at + _CHUNK] for at in range(0, len(choices), _CHUNK)]
