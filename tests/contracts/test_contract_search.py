@@ -56,7 +56,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "local-search": {"candidates": 9},
     "pc-darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "k": 2},
     "proxyless": {
-        "warmup_epochs": 1, "epochs": 3, "batch_size": 8, "arch_every": 2, "loss": "add#linear",
+        "warmup_epochs": 1,
+        "epochs": 3,
+        "batch_size": 8,
+        "arch_every": 2,
+        "loss": "add#linear",
     },  # fmt: skip
 }
 EVALUATORS = ("training", "linear-probe")
