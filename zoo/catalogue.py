@@ -26,7 +26,7 @@ _RELATIVE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*(/[0-9A-Za-z_][0-9A-Za-z_.-]
 
 
 def catalogue(workers: tuple[WorkerInfo, ...]) -> dict[str, list[dict[str, Any]]]:
-    """Merge what workers announced; of two entries with one name the first is kept."""
+    """Merge what workers announced, in their order; of entries with one name the first counts."""
     merged: dict[str, dict[str, dict[str, Any]]] = {category: {} for category in CATEGORIES}
     for worker in workers:
         for category in CATEGORIES:
@@ -34,10 +34,7 @@ def catalogue(workers: tuple[WorkerInfo, ...]) -> dict[str, list[dict[str, Any]]
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
                     merged[category].setdefault(str(entry["name"]), dict(entry))
-    return {
-        category: sorted(entries.values(), key=lambda entry: str(entry["name"]))
-        for category, entries in merged.items()
-    }
+    return {category: list(entries.values()) for category, entries in merged.items()}
 
 
 def installed() -> dict[str, list[dict[str, Any]]]:

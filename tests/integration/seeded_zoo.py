@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from nas.spaces.darts import DartsSpace
 from zoo.builders import build
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobState
 from zoo.rng import derive_seed
+from zoo.schemas import parse_request
 from zoo.spec import Architecture, Block, Chain, Device, Profile, TensorSpec
 from zoo.store import open_store
 from zoo.store.protocols import Edge, Store, WorkerInfo
@@ -33,6 +35,11 @@ SEARCH = {
     "limits": [{"metric": "latency_ms", "max": 3.0}],
     "baseline": True,
 }
+
+
+def request(**changes: object) -> dict[str, Any]:
+    """Return a request as it is stored: checked, with every default written out."""
+    return parse_request(JobKind.SEARCH, SEARCH | changes).model_dump(mode="json")
 
 
 class Seed:
@@ -92,7 +99,7 @@ def _chain(store: Store, url: str) -> Chain:
 
 
 def _done(store: Store, chain: Chain, candidates: int) -> Job:
-    job = store.jobs.submit(JobKind.SEARCH, SEARCH, name="first light", device=None)
+    job = store.jobs.submit(JobKind.SEARCH, request(), name="first light", device=None)
     claimed = store.jobs.claim("worker-1", lease_s=60, job_id=job.id)
     assert claimed is not None
     rng = random.Random(derive_seed(candidates, "candidates"))
@@ -180,7 +187,7 @@ def _candidate(job: str, number: int, arm: Arm, rng: random.Random, **changes: o
 
 
 def _running(store: Store) -> Job:
-    job = store.jobs.submit(JobKind.SEARCH, SEARCH | {"seed": 1}, name="under way")
+    job = store.jobs.submit(JobKind.SEARCH, request(seed=1), name="under way")
     claimed = store.jobs.claim("worker-1", lease_s=3600, job_id=job.id)
     assert claimed is not None
     progress = {"step": 9, "total": 24, "message": "candidate 9", "eta_s": 42.0, "phase": "search"}
@@ -189,7 +196,7 @@ def _running(store: Store) -> Job:
 
 
 def _failed(store: Store) -> Job:
-    job = store.jobs.submit(JobKind.SEARCH, SEARCH | {"data": "npz:absent.npz"}, name="no data")
+    job = store.jobs.submit(JobKind.SEARCH, request(data="npz:absent.npz"), name="no data")
     claimed = store.jobs.claim("worker-1", lease_s=60, job_id=job.id)
     assert claimed is not None
     reason = "absent.npz is not there; set the path after npz: to a file"

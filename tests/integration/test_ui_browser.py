@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from tests.integration.seeded_zoo import Seed, multiply, seed_store
 from zoo.client import Zoo
@@ -160,6 +161,18 @@ def settle(page: Page) -> None:
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
 
 
+def confirm(page: Page, action: str, answer: str) -> None:
+    """Press a button and answer its question; a job that moves on meanwhile closes that."""
+    for last in (False, False, True):
+        page.get_by_role("button", name=action, exact=True).click()
+        try:
+            page.get_by_role("button", name=answer).click(timeout=SLOW_MS / 3)
+            return
+        except PlaywrightTimeoutError:
+            if last:
+                raise
+
+
 def test_the_job_list_shows_state_progress_owner_and_savings(
     seed: Seed, visit: Callable[[str], Page]
 ) -> None:
@@ -259,8 +272,7 @@ def test_a_search_is_previewed_submitted_watched_and_cancelled(
     expect(page.get_by_text("Architectures in the space")).to_be_visible()
     page.get_by_role("button", name="Submit the search").click()
     expect(page.get_by_role("heading", name="from the browser")).to_be_visible()
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("button", name="Cancel the job").click()
+    confirm(page, "Cancel", "Cancel the job")
     expect(page.get_by_test_id("stMain").get_by_text("cancelled").first).to_be_visible()
     with Zoo(server) as zoo:
         job = next(job for job in zoo.jobs() if job.name == "from the browser")
@@ -292,8 +304,7 @@ def test_a_paused_search_is_resumed_and_cloned(seed: Seed, visit: Callable[[str]
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("button", name="Cancel the job").click()
+    confirm(page, "Cancel", "Cancel the job")
     expect(page.get_by_test_id("stMain").get_by_text("cancelled").first).to_be_visible()
 
 
@@ -310,14 +321,11 @@ def test_a_failed_job_is_tried_again_and_deleted(
     page = visit(f"/job?job={seed.failed.id}")
     page.get_by_role("button", name="Retry").click()
     page.wait_for_url(lambda url: seed.failed.id not in url)
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("button", name="Cancel the job").click()
-    expect(page.get_by_test_id("stMain").get_by_text("cancelled").first).to_be_visible()
-    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="Delete")).to_be_visible()  # it failed again
     with Zoo(server) as zoo:
         job_id = page.url.rpartition("job=")[2].partition("&")[0]
         assert zoo.job(job_id).spec == seed.failed.spec
-        page.get_by_role("button", name="Delete the job").click()
+        confirm(page, "Delete", "Delete the job")
         expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
         with pytest.raises(NotFoundError):
             zoo.job(job_id)
@@ -332,16 +340,16 @@ def test_beyond_this_machine_every_visitor_signs_in(
         page = browser.new_page()
         page.set_default_timeout(SLOW_MS)
         page.goto(base)
-        given = page.get_by_label("API key")
+        given = page.locator('input[type="password"]')
         given.fill("nonsense")
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_text("holds no API key")).to_be_visible()
         expect(page.get_by_role("link", name="first light")).to_have_count(0)
         given.fill(secret)
         page.get_by_role("button", name="Sign in").click()
-        expect(page.get_by_role("link", name="first light")).to_be_visible()
+        expect(page.get_by_role("link", name="first light").first).to_be_visible()
         page.get_by_role("button", name="Sign out").click()
-        expect(page.get_by_label("API key")).to_be_visible()
+        expect(given).to_be_visible()
         page.close()
     with pages_of(seed.url, address="0.0.0.0") as base:
         page = browser.new_page()
