@@ -94,10 +94,7 @@ def preview(
         drawn.append(found[0])
         rows.append(dict(found[1]))
     if measure is not None:
-        order = sorted(range(len(rows)), key=lambda i: rows[i]["flops"])
-        last = max(1, min(measured, len(rows)) - 1)
-        for position in {round(k * (len(rows) - 1) / last) for k in range(last + 1)}:
-            number = order[position]
+        for number in _evenly([row["flops"] for row in rows], measured):
             rows[number]["latency_ms"] = measure(drawn[number]).median_ms
     judged = [limit for limit in limits if any(limit.metric in row for row in rows)]
     seen = [row for row in rows if all(limit.metric in row for limit in judged)]
@@ -116,6 +113,13 @@ def preview(
         feasible_share=len(feasible) / len(seen),
         reason=None if feasible else _reason(judged, spreads),
     )
+
+
+def _evenly(values: Sequence[float], count: int) -> list[int]:
+    """Return the places of ``count`` values spread evenly from the least to the greatest."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    last = max(1, min(count, len(values)) - 1)
+    return [order[at] for at in {round(k * (len(values) - 1) / last) for k in range(last + 1)}]
 
 
 def _climbed(

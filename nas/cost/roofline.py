@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -93,12 +93,3 @@ def _not_negative(design: np.ndarray, target: np.ndarray) -> np.ndarray:
     scale = np.maximum(np.abs(design).max(axis=0), 1e-300)
     solution, _ = nnls(design / scale, target)
     return solution / scale
-
-
-def features(operations: Sequence[Operation]) -> dict[str, float]:
-    """Return what a network computes, moves and starts: the coarsest features of a predictor."""
-    return {
-        "macs": float(sum(item.macs for item in operations)),
-        "moved_bytes": float(sum(item.moved_bytes for item in operations)),
-        "launches": float(len(operations)),
-    }

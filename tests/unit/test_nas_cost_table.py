@@ -15,9 +15,10 @@ from nas.cost import cost
 from nas.cost.energy import EnergyModel
 from nas.cost.expected import ChoiceCosts, choice_costs
 from nas.cost.operations import Operation, Replay, distinct, operations_of, trace
+from nas.cost.proxyless_yaml import from_proxyless_yaml, mobile_key
 from nas.cost.residual import OperationModel
 from nas.cost.roofline import Roofline
-from nas.cost.table import Additivity, Entry, LatencyTable, from_proxyless_yaml, mobile_key
+from nas.cost.table import Additivity, Entry, LatencyTable
 from nas.spaces.darts import DartsSpace
 from tests import toys
 from zoo.errors import (

@@ -106,7 +106,9 @@ def table_import(terminal: Terminal, path: Path, device: str, output: Path | Non
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is not text: {error}") from error
-    found = import_module("nas.cost.table").from_proxyless_yaml(text, device=device).to_json()
+    found = (
+        import_module("nas.cost.proxyless_yaml").from_proxyless_yaml(text, device=device).to_json()
+    )
     target = output if output is not None else path.with_suffix(".json")
     _write(target, found)
     _show(terminal, found, target)
