@@ -32,7 +32,8 @@ from zoo.jobs import Arm, CandidateState, Job
 from zoo.store import open_store
 
 DATA = "digits"
-SPACE = {"name": "darts", "params": {"cells": 3, "channels": 8, "nodes": 2}}
+OPS = ["none", "skip_connect", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_3x3"]
+SPACE = {"name": "darts", "params": {"cells": 3, "channels": 8, "nodes": 2, "ops": OPS}}
 MIN_ACCURACY = 0.90
 ALIAS = "digits"
 SERVER_START_S = 60.0
@@ -52,7 +53,7 @@ def gradient_search(seed: int) -> dict[str, Any]:
 def pareto_search(seed: int) -> dict[str, Any]:
     """Return the request of the search of accuracy against latency measured here."""
     return {
-        "method": {"name": "nsga2", "params": {"candidates": 20}},
+        "method": {"name": "nsga2", "params": {"candidates": 32}},
         "space": SPACE,
         "data": DATA,
         "seed": seed,

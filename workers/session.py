@@ -300,7 +300,10 @@ class Session:
             try:
                 self._raw.evaluations.extend(key, token, lease_s=self.timing.lease_s)
             except StaleTokenError as error:
-                logger.warning("%s", error)  # its result will be refused; the job itself goes on
+                with self._lock:
+                    ended = self._claims.get(key) != token  # the evaluation was just finished
+                if not ended:
+                    logger.warning("%s", error)  # its result is refused; the job itself goes on
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
