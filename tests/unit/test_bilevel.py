@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.checkpoint import pack, unpack
 from nas.cuda_graphs import WARMUP_STEPS, GraphedStep
@@ -248,6 +249,31 @@ def test_a_search_in_bfloat16_learns_and_keeps_its_parameters_in_float32(data: D
     assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
     values = [*method.supernet.parameters(), *method.arch.parameters()]
     assert {value.dtype for value in values} == {torch.float32}
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operators that bring a number to the host, for which a GPU must be waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func.__name__.startswith(("_local_scalar_dense", "is_nonzero", "nonzero"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_updated_without_reading_a_number_back(data: DataSet) -> None:
+    method = search(data)
+    images, labels = method._batch(0, 0, part=0)
+    with Reads() as reads:
+        method.updates.weights(images, labels)
+    assert reads.count == 0
+    with Reads() as reads:
+        method.step()  # reports
+    assert reads.count > 0
 
 
 @pytest.mark.parametrize(
