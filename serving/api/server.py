@@ -39,6 +39,13 @@ class Server(uvicorn.Server):
         )
         self._app = app
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and only then say where: a signal that follows is handled already."""
+        await super().startup(sockets=sockets)
+        for listener in sockets or ():
+            sys.stdout.write(f"Blockyard listens on {url_of(listener)}\n")
+        sys.stdout.flush()
+
     def stop(self) -> None:
         """Stop accepting, answer what is under way, and return from ``run``."""
         self._app.state.draining = True
@@ -105,10 +112,7 @@ def serve(app: FastAPI, settings: ApiSettings) -> None:
         PortInUseError: Another process listens on the port.
         EnvironmentUnfitError: The address cannot be used.
     """
-    listener = bind(settings)
-    sys.stdout.write(f"Blockyard listens on {url_of(listener)}\n")
-    sys.stdout.flush()
-    Server(app, settings).run(sockets=[listener])
+    Server(app, settings).run(sockets=[bind(settings)])
 
 
 def url_of(listener: socket.socket) -> str:

@@ -77,7 +77,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_up_announces_server_and_pages_and_ends_on_a_signal(tmp_path: Path) -> None:
     assert "blockyard up --ui" in snippet("The command line", "console")
-    words = ["blockyard", "up", "--ui", "--port", "0", "--ui-port", str(free_port())]
+    words = ["blockyard", "up", "--ui", "--port", str(free_port()), "--ui-port", str(free_port())]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
             words, cwd=tmp_path, env=environment(), stdout=output, stderr=subprocess.STDOUT
