@@ -124,9 +124,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 def test_every_registered_plug_in_is_held_to_its_contract() -> None:
     def names(kind: str) -> set[str]:
         listed: Any = catalogue()[kind]
-        return {item["name"] for item in listed}
+        # Another test of this process may have installed the toys, which break on purpose.
+        return {item["name"] for item in listed if not item["name"].startswith("toy")}
 
-    assert names("spaces") - {"toy"} <= SPACES.keys()
+    assert names("spaces") <= SPACES.keys()
     assert names("methods") <= METHODS.keys()
     assert names("evaluators") <= set(EVALUATORS)
 
