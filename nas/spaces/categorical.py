@@ -9,6 +9,7 @@ from math import prod
 
 from torch import nn
 
+from nas.protocols import SearchSpace
 from zoo.builders import build_chain
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError
@@ -76,22 +77,7 @@ class CategoricalSpace(abc.ABC):
                 yield self.architecture(choices)
 
     def check(self, architecture: Architecture) -> None:
-        if plain(architecture.space) != self.describe():
-            raise InvalidInputError(
-                f"the architecture belongs to {plain(architecture.space)}, not to {self.describe()}"
-            )
-        limits = self.cardinalities()
-        if len(architecture.choices) != len(limits):
-            raise InvalidInputError(
-                f"the architecture has {len(architecture.choices)} choices; "
-                f"this space has {len(limits)} variables"
-            )
-        for at, (choice, options) in enumerate(zip(architecture.choices, limits, strict=True)):
-            if type(choice) is not int or not 0 <= choice < options:
-                raise InvalidInputError(
-                    f"choice {at} is {choice!r}; variable {at} takes an integer "
-                    f"from 0 to {options - 1}"
-                )
+        check_choices(self, architecture)
         fault = self._fault(architecture.choices)
         if fault is not None:
             raise InvalidInputError(fault)
@@ -116,6 +102,29 @@ class CategoricalSpace(abc.ABC):
             turned = (*choices[:at], option, *choices[at + 1 :])
             if self._fault(turned) is None:
                 yield turned
+
+
+def check_choices(space: SearchSpace, architecture: Architecture) -> None:
+    """Raise unless ``architecture`` is of ``space`` and each choice within its cardinality.
+
+    Raises:
+        InvalidInputError: It is of another space, or a choice is missing or out of range.
+    """
+    if plain(architecture.space) != space.describe():
+        raise InvalidInputError(
+            f"the architecture belongs to {plain(architecture.space)}, not to {space.describe()}"
+        )
+    limits = space.cardinalities()
+    if len(architecture.choices) != len(limits):
+        raise InvalidInputError(
+            f"the architecture has {len(architecture.choices)} choices; "
+            f"this space has {len(limits)} variables"
+        )
+    for at, (choice, options) in enumerate(zip(architecture.choices, limits, strict=True)):
+        if type(choice) is not int or not 0 <= choice < options:
+            raise InvalidInputError(
+                f"choice {at} is {choice!r}; variable {at} takes an integer from 0 to {options - 1}"
+            )
 
 
 def count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:

@@ -24,8 +24,9 @@ from math import comb, prod
 from torch import nn
 
 from nas.graph import Graph
+from nas.spaces.categorical import check_choices
 from zoo.builders import build_chain
-from zoo.canonical import Json, plain
+from zoo.canonical import Json
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.darts import (
     Edge,
@@ -177,22 +178,7 @@ class DartsSpace:
                 yield self._replace(architecture, at, shift)
 
     def check(self, architecture: Architecture) -> None:
-        if plain(architecture.space) != self.describe():
-            raise InvalidInputError(
-                f"the architecture belongs to {plain(architecture.space)}, not to {self.describe()}"
-            )
-        limits = self.cardinalities()
-        if len(architecture.choices) != len(limits):
-            raise InvalidInputError(
-                f"the architecture has {len(architecture.choices)} choices; "
-                f"this space has {len(limits)} variables"
-            )
-        for at, (choice, options) in enumerate(zip(architecture.choices, limits, strict=True)):
-            if type(choice) is not int or not 0 <= choice < options:
-                raise InvalidInputError(
-                    f"choice {at} is {choice!r}; variable {at} takes an integer "
-                    f"from 0 to {options - 1}"
-                )
+        check_choices(self, architecture)
 
     def encode(self, genotype: Genotype) -> Architecture:
         """Return the architecture of a genotype; the order of a node's edges is free.
