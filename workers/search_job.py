@@ -123,7 +123,8 @@ class _Search:
                 method.close()
         best = self._within_cap(best)
         if self._trains:
-            self._score_found(best[: self._request.winners])
+            # Without winners there is still a front: that of the best network found.
+            self._score_found(best[: max(1, self._request.winners)])
         if not best:
             failed = next(
                 (c.reason for c in self._candidates(Arm.SEARCH) if c.reason), "no candidate"

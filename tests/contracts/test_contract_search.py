@@ -74,6 +74,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "arch_share": 0.25,
     },
     "darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "order": 2},
+    "sharp-darts": {
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "batch_size": 8,
+        "lr_warmup_epochs": 1,
+        "weighting": "max_w",
+    },
     "proxyless": {
         "warmup_epochs": 1,
         "epochs": 3,
