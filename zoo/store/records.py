@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from zoo.canonical import Json, content_id
@@ -180,7 +180,7 @@ class JobRecords:
             func.coalesce(func.sum(CandidateRow.cost_s), 0.0),
         )
         with self._database.read() as session:
-            values = session.execute(_scored(session, statement, job_id, owner)).one()
+            values = session.execute(statement.where(*_scored(session, job_id, owner))).one()
         names = ("candidates", "hits", "evaluations", "saved_s", "spent_s")
         return dict(zip(names, values, strict=True))
 
@@ -193,22 +193,19 @@ class JobRecords:
             .order_by(saved_s.desc(), CandidateRow.reused_from)
         )
         with self._database.read() as session:
-            found = session.execute(_scored(session, statement, job_id, owner)).all()
+            found = session.execute(statement.where(*_scored(session, job_id, owner))).all()
         return tuple(Origin(job=job, hits=hits, saved_s=saved) for job, hits, saved in found)
 
 
-def _scored(
-    session: Session, statement: Select[Any], job_id: str | None, owner: str | None
-) -> Select[Any]:
-    """Restrict a statement to scored candidates, of this job or owner if one is given."""
-    statement = statement.where(CandidateRow.arm != str(Arm.WINNER))
+def _scored(session: Session, job_id: str | None, owner: str | None) -> list[ColumnElement[bool]]:
+    """Return what scored candidates are: no winners, of this job or owner if one is given."""
+    wanted = [CandidateRow.arm != str(Arm.WINNER)]
     if owner is not None:
-        owned = select(JobRow.id).where(JobRow.owner == owner)
-        statement = statement.where(CandidateRow.job_id.in_(owned))
+        wanted.append(CandidateRow.job_id.in_(select(JobRow.id).where(JobRow.owner == owner)))
     if job_id is not None:
         find_job(session, job_id)
-        statement = statement.where(CandidateRow.job_id == job_id)
-    return statement
+        wanted.append(CandidateRow.job_id == job_id)
+    return wanted
 
 
 def _event_of(row: JobEventRow) -> Event:
