@@ -139,7 +139,7 @@ def run(
 def test_two_users_evaluate_every_key_once_while_workers_are_killed(
     database: str, redis_url: str, tmp_path: Path
 ) -> None:
-    busy, claims = run(database, redis_url, tmp_path, candidates=24, kills=4)
+    busy, claims = run(database, redis_url, tmp_path, candidates=14, kills=3)
     assert busy >= 1
     assert claims >= 2 + busy
 
