@@ -12,6 +12,22 @@ from typing import Any
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, MissingDataError
 
+NUMBERS = (
+    "device",
+    "batch",
+    "runtime",
+    "winners",
+    "seed",
+    "max_candidate_s",
+    "max_memory_bytes",
+    "max_duplicates",
+    "forget",
+    "max_proposal_attempts",
+    "tabu",
+    "evaluation_seed",
+)
+"""Fields of a search that the command line takes as options of the same name."""
+
 LIMIT = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*")
 
 
@@ -157,11 +173,9 @@ def search_command(spec: Mapping[str, Any]) -> str:
         for name, chosen in (spec.get(recipe) or {}).items():
             if chosen != plain[recipe][name]:
                 words += [prefix, f"{name}={_text(chosen)}"]
-    for name in ("device", "batch", "runtime", "winners", "seed", "max_candidate_s"):
+    for name in NUMBERS:
         if spec.get(name, plain[name]) != plain[name]:
             words += [f"--{name.replace('_', '-')}", str(spec[name])]
-    if spec.get("max_memory_bytes") is not None:
-        words += ["--max-memory-bytes", str(spec["max_memory_bytes"])]
     words += ["--baseline"] if spec.get("baseline") else []
     words += ["--no-reuse"] if spec.get("reuse") is False else []
     return shlex.join(words)

@@ -140,12 +140,10 @@ class Duties:
         return Message(head)
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
-        """Describe an evaluator: all that determines its scores, and if it looks them up."""
+        """Describe an evaluator: all that determines its scores, and of what nature they are."""
         evaluator = self._evaluator(args)
-        looks_up = bool(getattr(evaluator, "looks_up", False))
-        return Message(
-            {"kind": "evaluator", "describe": evaluator.describe(), "looks_up": looks_up}
-        )
+        nature = {name: bool(getattr(evaluator, name, False)) for name in ("looks_up", "noisy")}
+        return Message({"kind": "evaluator", "describe": evaluator.describe(), **nature})
 
     def evaluate(self, args: Json, _: Blobs) -> Message:
         """Score one architecture; latency is the worker's to measure, and is not among it."""

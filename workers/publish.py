@@ -21,8 +21,9 @@ import torch
 from nas.protocols import SearchSpace
 from workers.context import JobContext
 from workers.duties import SPLIT_SEED
+from workers.facts import Facts
 from workers.profile_job import BATCHES, RUNTIMES, profile_chain
-from workers.scoring import Facts, log_curve
+from workers.scoring import log_curve
 from workers.supervisor import Limits
 from workers.wire import Message
 from zoo.canonical import Json, plain

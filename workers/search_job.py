@@ -1,8 +1,8 @@
 """The search loop: step, record, checkpoint, look around; then the winners go to the zoo.
 
 A search has three phases: ``search``, ``baseline`` (equal-budget random search, if asked
-for) and ``winners``. A checkpoint holds the phase, the state of the methods and the
-number of the next candidate; everything else is on record in SQL.
+for) and ``winners``. A checkpoint holds the phase, the state of the methods, the number of
+the next candidate and what is remembered of those before it; all else is on record in SQL.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from nas.pareto import front
 from nas.plugins import MethodContext, make_method, make_space, method_class
 from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
+from workers.facts import Facts, load_facts
+from workers.ledger import Ledger
 from workers.publish import Publisher
 from workers.remote_method import RemoteMethod
-from workers.scoring import Facts, Ledger, Scorer, load_facts
+from workers.scoring import Scorer, within
 from workers.session import Stop, numbers
 from zoo.canonical import Json
 from zoo.errors import (
@@ -60,6 +62,7 @@ class _State:
     search: Any = None
     baseline: Any = None
     numbers: dict[str, int] = field(default_factory=lambda: {"search": 0, "baseline": 0})
+    memories: dict[str, Any] = field(default_factory=dict)
     spent_s: float = 0.0
     steps: int = 0
     winners: int = 0
@@ -88,7 +91,13 @@ class _Search:
         ledger = Ledger.of(context.store.jobs.candidates(context.job.id))
         self._scorers = {
             arm: Scorer(
-                context, request, facts, ledger, arm=arm, next_number=self._state.numbers[arm]
+                context,
+                request,
+                facts,
+                ledger,
+                arm=arm,
+                next_number=self._state.numbers[arm],
+                memory=self._state.memories.get(arm),
             )
             for arm in (Arm.SEARCH, Arm.BASELINE)
         }
@@ -220,6 +229,7 @@ class _Search:
             evaluator=self._scorers[arm],
             objectives=request.objectives,
             limits=request.limits,
+            fresh=self._scorers[arm].fresh if request.max_proposal_attempts > 1 else None,
         )
         return make_method(name, params, method_context)
 
@@ -336,6 +346,7 @@ class _Search:
     def _write(self) -> None:
         state = self._state
         state.numbers = {str(arm): scorer.next_number for arm, scorer in self._scorers.items()}
+        state.memories = {str(arm): scorer.state_dict() for arm, scorer in self._scorers.items()}
         digest = self._context.store.files.put(checkpoint.pack(vars(state)))
         self._context.store.jobs.save_checkpoint(
             self._context.job.id, self._session.token, digest, state.steps
@@ -376,18 +387,23 @@ class _Search:
         return winners
 
     def _front(self, arm: Arm) -> list[Json]:
-        """Return the numbers of the feasible candidates that none dominates."""
+        """Return the numbers of the feasible candidates that none dominates.
+
+        Of candidates that compute the same the last one's scores count for all: they are the
+        mean of the most evaluations.
+        """
         objectives = self._request.objectives
-        candidates = [
-            item
-            for item in self._candidates(arm)
-            if item.state is CandidateState.EVALUATED
-            and item.feasible
-            and all(name in item.metrics for name in objectives)
+        scored = [item for item in self._candidates(arm) if item.state is CandidateState.EVALUATED]
+        last = {item.signature: item.metrics for item in scored} if self._request.reuse else {}
+        metrics = {item.number: last.get(item.signature, item.metrics) for item in scored}
+        numbers = [
+            number
+            for number, found in metrics.items()
+            if within(self._request.limits, found) and all(name in found for name in objectives)
         ]
-        points = [[item.metrics[name] for name in objectives] for item in candidates]
+        points = [[metrics[number][name] for name in objectives] for number in numbers]
         chosen = front(points, [METRICS[name] for name in objectives])
-        return [candidates[int(index)].number for index in chosen]
+        return [numbers[int(index)] for index in chosen]
 
     def _candidates(self, arm: Arm) -> tuple[Any, ...]:
         return self._context.store.jobs.candidates(self._context.job.id, arm=arm)

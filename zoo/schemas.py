@@ -75,7 +75,28 @@ class SearchRequest(Schema):
     winners: int = Field(default=1, ge=0, description="trained and stored; 0: only the front")
     baseline: bool = Field(default=False, description="equal-budget random search beside it")
     reuse: bool = Field(default=True, description="take evaluations of equal candidates")
+    max_duplicates: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="evaluations of one function, each under a seed of its own, before their "
+        "mean answers for it; 1, or 3 where the evaluator is noisy, if omitted",
+    )
+    forget: float = Field(
+        default=0.0, ge=0, le=1, description="probability that such an answer is the last"
+    )
+    max_proposal_attempts: int = Field(
+        default=1, ge=1, le=10_000, description="proposals among which a new function is sought"
+    )
+    tabu: int | None = Field(
+        default=None, ge=0, description="how many of the latest functions are not new; all if null"
+    )
     seed: int = 0
+    evaluation_seed: int | None = Field(
+        default=None,
+        description="seed of the candidates' trainings; that of the job if omitted. Searches of "
+        "several seeds share evaluations only if they agree in it",
+    )
     max_candidate_s: float = Field(default=600.0, gt=0)
     max_memory_bytes: int | None = Field(default=None, gt=0)
 
@@ -84,7 +105,17 @@ class SearchRequest(Schema):
         unknown = [name for name in self.objectives if name not in METRICS]
         if unknown or not self.objectives:
             raise ValueError(f"objectives {unknown or 'are empty'}; choose from {list(METRICS)}")
+        if not self.reuse and (self.deduping or self.max_proposal_attempts > 1):
+            raise ValueError(
+                "max_duplicates, forget, tabu and max_proposal_attempts say how evaluations are "
+                "reused; leave them out, or reuse=false"
+            )
         return self
+
+    @property
+    def deduping(self) -> bool:
+        """Whether it is said how often a function is evaluated."""
+        return self.max_duplicates is not None or self.forget > 0 or self.tabu is not None
 
 
 class PreviewRequest(Schema):

@@ -47,6 +47,17 @@ def search() -> None:
 @click.option(
     "--reuse/--no-reuse", default=None, help="Take evaluations that equal candidates had."
 )
+@click.option(
+    "--max-duplicates",
+    type=int,
+    help="Evaluations of one function before their mean answers for it.  [default: 1; 3 if noisy]",
+)
+@click.option("--forget", type=float, help="Probability that such an answer is the last.")
+@click.option(
+    "--max-proposal-attempts", type=int, help="Proposals among which a new function is sought."
+)
+@click.option("--tabu", type=int, help="How many of the latest functions are not new; else all.")
+@click.option("--evaluation-seed", type=int, help="Seed of the candidates; else that of the job.")
 @click.option("--epochs", type=int, help="Epochs a candidate; short for -r epochs=N.")
 @click.option("-r", "recipe", multiple=True, metavar="NAME=VALUE", help="Training of candidates.")
 @click.option("-f", "final", multiple=True, metavar="NAME=VALUE", help="Training of winners.")
@@ -117,7 +128,15 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("data", "device", "batch", "runtime", "seed", "winners", "baseline", "reuse"):
         if options[name] is not None:
             spec[name] = options[name]
-    for name in ("max_candidate_s", "max_memory_bytes"):
+    for name in (
+        "max_duplicates",
+        "forget",
+        "max_proposal_attempts",
+        "tabu",
+        "evaluation_seed",
+        "max_candidate_s",
+        "max_memory_bytes",
+    ):
         if options[name] is not None:
             spec[name] = options[name]
     if options["objectives"]:
@@ -145,6 +164,13 @@ def _part(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise InvalidInputError(f"{name} is {part!r:.100}; give it as a mapping")
     return dict(part)
+
+
+def origin_name(origin: str | None, job: Job | None = None) -> str:
+    """Name a job whose evaluations were reused, as seen from ``job``."""
+    if origin is None:
+        return "other users' jobs"
+    return "this job itself" if job is not None and origin == job.id else short(origin)
 
 
 def show_preview(terminal: Terminal, job: Job) -> None:
@@ -184,6 +210,8 @@ def show_search(terminal: Terminal, zoo: Zoo, job: Job) -> None:
         f"succeeded: {saved['candidates']:.0f} candidates, {saved['hits']:.0f} reused, "
         f"{duration(saved['spent_s'])} of device time spent, {duration(saved['saved_s'])} saved"
     )
+    for item in zoo.origins(job.id) if saved["hits"] else ():
+        terminal.say(f"  {item.hits} reused from {origin_name(item.job, job)}")
     if not winners:
         numbers = ", ".join(str(number) for number in result.get("front") or [])
         terminal.say(f"no winner was asked for; the front: candidates {numbers or 'none'}")

@@ -128,7 +128,50 @@ def _budget() -> dict[str, Any]:
     spec["reuse"] = st.toggle(
         "Reuse evaluations of candidates that compute the same", value=True, key="reuse"
     )
+    if spec["reuse"]:
+        with st.expander("How often the same function is evaluated"):
+            spec |= _deduping()
     return spec
+
+
+def _deduping() -> dict[str, Any]:
+    """Draw the policy for candidates that compute the same; what is usual is left out."""
+    columns = st.columns(4)
+    repeats = columns[0].number_input(
+        "Evaluations, at most",
+        min_value=1,
+        value=None,
+        placeholder="as usual",
+        help="Each under a seed of its own; then their mean answers. Usually 1, and 3 where "
+        "scores are noisy.",
+        key="max-duplicates",
+    )
+    forget = columns[1].number_input(
+        "Forgetting",
+        min_value=0.0,
+        max_value=1.0,
+        value=0.0,
+        help="Probability that such an answer is the last, and the function evaluated anew.",
+        key="forget",
+    )
+    attempts = columns[2].number_input(
+        "Proposals, at most",
+        min_value=1,
+        value=1,
+        help="Proposals among which a function that is new to the search is sought.",
+        key="max-proposal-attempts",
+    )
+    tabu = columns[3].number_input(
+        "Tabu list",
+        min_value=0,
+        value=None,
+        placeholder="all",
+        help="How many of the latest functions are not new.",
+        key="tabu",
+    )
+    spec: dict[str, Any] = {"max_duplicates": repeats, "tabu": tabu}
+    spec = {name: int(number) for name, number in spec.items() if number is not None}
+    return spec | {"forget": float(forget), "max_proposal_attempts": int(attempts)}
 
 
 def _summary(site: Site, name: str, spec: dict[str, Any], problem: str | None) -> None:

@@ -20,6 +20,7 @@ from zoo.jobs import (
     new_job_id,
 )
 from zoo.store.job_rows import document, find_job, held_job, job_of
+from zoo.store.keys import shares_evaluations
 from zoo.store.paging import fetch_page
 from zoo.store.protocols import JobQuery, Page
 from zoo.store.records import JobRecords
@@ -59,6 +60,7 @@ class SqlJobs(JobRecords):
         }
         unique = ("owner", "idempotency_key")
         with self._database.write() as session:
+            values["shares"] = shares_evaluations(session, owner)
             if self._database.upsert(session, JobRow, values, keys=unique):
                 return job_of(find_job(session, str(values["id"])))
             row = session.scalars(
