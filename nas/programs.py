@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -141,7 +141,9 @@ class Built:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module.cpu().double().train()
+        self._module = module.cpu().double()
+        with suppress(NotImplementedError):  # an exported module is what it was exported as
+            self._module.train()
         self._state = _state([self._module])
         self.silent: list[Tensor] = []
         self.sites = [
@@ -160,8 +162,7 @@ class Built:
             found = self._module(*(item.clone() for item in inputs))
         if isinstance(found, Tensor):
             return _real(found)
-        parts = [_real(item) for item in flat(found) if not _integral(item)]
-        return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts], 1)
+        return torch.cat([_real(item).reshape(-1) for item in flat(found) if not _integral(item)])
 
 
 def _real(tensor: Tensor) -> Tensor:

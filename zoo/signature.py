@@ -58,8 +58,8 @@ _BATCH = 3
 _VARIABLE = 8
 """The size given to a dimension that may vary."""
 
-_MOST = 2**16
-"""Integers are drawn below this, or below the largest power of two that is taken."""
+_MOST = 2**18
+"""Integers are drawn below this at most."""
 
 _UNBOUNDED = ("float16", "bfloat16", "float32", "float64", "bool")
 
@@ -192,8 +192,8 @@ def probes(
 ) -> tuple[Tensor, ...]:
     """Return fixed inputs for ``specs``, uniform in [-1, 1).
 
-    Integers are zeros and ones, for masks, and as often any from 0 up to the ``limits``, one
-    for each of ``specs``; where there are none, zeros and ones only.
+    Integers are zeros and ones, as of masks; with ``limits``, one for each of ``specs``, those
+    of all samples but the first are spread from 0 up to these.
     """
     made = []
     for position, spec in enumerate(specs):
@@ -219,28 +219,28 @@ def probes_for(
 def integer_limits(
     run: Callable[[Sequence[Tensor]], object], specs: Sequence[TensorSpec]
 ) -> list[int]:
-    """Return, for each input, the largest power of two below which integers are taken.
+    """Return, for each input, below which number integers are taken: a vocabulary's size.
 
-    That of a model of language is its vocabulary, rounded down. Found by trying, one input
-    after the other, so that it depends on what is computed and not on how it is written.
+    Found by trying, one input after the other, so that it depends on what is computed and
+    not on how it is written.
     """
     limits = [2] * len(specs)
     for position, spec in enumerate(specs):
-        limit = (
-            2
-            if spec.dtype in _UNBOUNDED
-            else min(_MOST, torch.iinfo(getattr(torch, spec.dtype)).max + 1)
-        )
-        while limit > 2:
+        if spec.dtype in _UNBOUNDED:
+            continue
+        taken, refused = 2, min(_MOST, torch.iinfo(getattr(torch, spec.dtype)).max + 1) + 1
+        middle = refused - 1  # where nothing is refused, one trial tells
+        while refused - taken > 1:
             inputs = list(probes(specs, limits=limits))
-            inputs[position] = torch.full_like(inputs[position], limit - 1)
+            inputs[position] = torch.full_like(inputs[position], middle - 1)
             try:
                 run(inputs)
             except (RuntimeError, ValueError, IndexError, AssertionError):
-                limit //= 2
+                refused = middle
             else:
-                break
-        limits[position] = limit
+                taken = middle
+            middle = (taken + refused) // 2
+        limits[position] = taken
     return limits
 
 
@@ -250,11 +250,14 @@ def drawn(shape: Sequence[int], dtype: str, seed: int, limit: int = 2) -> Tensor
     if dtype.startswith(("float", "bfloat")):
         return value
     kind = getattr(torch, dtype)
-    bits = (value >= 0).to(kind)
-    if limit <= 2 or dtype == "bool":
-        return bits
-    numbers = ((uniform(shape, derive_seed(seed, "integers")) + 1) / 2 * limit).floor().to(kind)
-    return torch.where(uniform(shape, derive_seed(seed, "masks")) < 0, bits, numbers)
+    made = (value >= 0).to(kind)
+    if limit > 2 and dtype != "bool" and made.numel():
+        # One from each of as many equal parts, so that no stretch of a vocabulary is left out.
+        rest = made[1:].numel()
+        within = (uniform((rest,), derive_seed(seed, "integers")) + 1) / 2
+        parts = uniform((rest,), derive_seed(seed, "parts")).argsort()
+        made[1:] = ((parts + within) / max(rest, 1) * limit).floor().to(kind).view_as(made[1:])
+    return made
 
 
 def uniform(shape: Sequence[int], seed: int) -> Tensor:
