@@ -287,7 +287,7 @@ class MBConvSpace:
         return build_chain(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``: thin, and at most 16 pixels high."""
+        """Draw the network for ``nas.identity``: thin and small."""
         return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes), _thin)
 
     def _shifted(self, architecture: Architecture, at: int, shift: int) -> Architecture:

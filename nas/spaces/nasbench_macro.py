@@ -88,7 +88,7 @@ class NasBenchMacroSpace(CategoricalSpace):
         return tuple(specs)
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``: thin, and at most 16 pixels high."""
+        """Draw the network for ``nas.identity``: thin and small."""
         return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes), _thin)
 
 

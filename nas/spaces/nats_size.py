@@ -97,9 +97,9 @@ class NatsSizeSpace(CategoricalSpace):
         return tuple(specs)
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``: thin, and at most 8 pixels high."""
+        """Draw the network for ``nas.identity``: thin and small."""
         specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
-        return chain_graph(specs, _thin, side=8)
+        return chain_graph(specs, _thin)
 
 
 def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec:
