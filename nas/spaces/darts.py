@@ -247,11 +247,16 @@ class DartsSpace:
         return build_chain(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``, two channels wide and at most 16 pixels high."""
+        """Draw the network for ``nas.identity``, two channels wide and small.
+
+        The smallest cells see at least 2 pixels, if the real ones do: on a single one, pooling
+        and skipping are the same.
+        """
         specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
         genotype = self.decode(architecture)
         in_chans, *size = inputs.shape
-        graph = Graph(TensorSpec(shape=(in_chans, *(min(side or 16, 16) for side in size))))
+        most = 64 if self.stem == "imagenet" else 16
+        graph = Graph(TensorSpec(shape=(in_chans, *(min(side or most, most) for side in size))))
         stem = partial(stem_layers, int(in_chans or 1), 4)
         s0 = s1 = graph.apply(f"stem {specs[0].id}", stem, graph.input())
         if self.stem == "imagenet":
