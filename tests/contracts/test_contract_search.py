@@ -48,8 +48,23 @@ SMALL_MBCONV = {
     "expands": [2],
 }
 
+SMALL_HYBRID = {
+    "widths": [4, 8],
+    "depths": [[1, 2], [1, 2]],
+    "strides": [1, 2],
+    "multipliers": [1, 2],
+    "constraint": "non-decreasing",
+    "attention_from": 2,
+    "stem": 4,
+    "stem_stride": 1,
+    "last": 8,
+    "conv_settings": {"expand": 2},
+    "attention_settings": {"head_dim": 4, "expand": 2},
+}
+
 SPACES: dict[str, dict[str, Any]] = {
     "darts": SMALL_DARTS,
+    "hybrid": SMALL_HYBRID,
     "mbconv": SMALL_MBCONV,
     "nas-bench-101": {"channels": 8, "cells": 1},
     "nas-bench-201": {"channels": 4, "cells": 1},
