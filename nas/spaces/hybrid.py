@@ -119,7 +119,7 @@ class HybridSpace(CategoricalSpace):
     def _try(self, letter: str, channels: int) -> None:
         """Check that a block of any size can have this width."""
         try:
-            self._block(letter, TensorSpec(shape=(channels, None, None)), channels, 1)
+            self.place(letter, TensorSpec(shape=(channels, None, None)), channels, 1)
         except IncompatibleShapeError:
             return  # it depends on the size, which is not known yet
 
@@ -243,6 +243,24 @@ class HybridSpace(CategoricalSpace):
             raise InvalidInputError(f"{text!r}: {fault}")
         return self._encode(strings, [known[multiple] for multiple in multiples])
 
+    def stem_specs(
+        self, inputs: TensorSpec, *, channels: int | None = None
+    ) -> tuple[BlockSpec, ...]:
+        """Return the blocks before the stages: a convolution for each halving, at least one."""
+        specs: list[BlockSpec] = []
+        for stride in (2, 2) if self.stem_stride == 4 else (self.stem_stride,):
+            given = specs[-1].outputs[0] if specs else inputs
+            specs.append(conv_spec(given, channels=channels or self.stem, kernel=3, stride=stride))
+        return tuple(specs)
+
+    def head_specs(
+        self, inputs: TensorSpec, *, num_classes: int, channels: int | None = None
+    ) -> tuple[BlockSpec, ...]:
+        """Return the blocks after the stages: a 1x1 convolution and the classifier."""
+        conv = conv_spec(inputs, channels=channels or self.last, kernel=1, stride=1)
+        head = classifier_spec(conv.outputs[0], num_classes=num_classes, dropout=self.dropout)
+        return conv, head
+
     def stage_specs(
         self, stage: int, string: str, channels: int, inputs: TensorSpec
     ) -> tuple[BlockSpec, ...]:
@@ -261,7 +279,7 @@ class HybridSpace(CategoricalSpace):
         for place, letter in enumerate(string):
             given = specs[-1].outputs[0] if specs else inputs
             stride = 1 if place else self.strides[stage]
-            specs.append(self._block(letter, given, channels, stride))
+            specs.append(self.place(letter, given, channels, stride))
         return tuple(specs)
 
     def blocks(
@@ -318,15 +336,11 @@ class HybridSpace(CategoricalSpace):
         self, strings: Sequence[str], widths: Sequence[int], inputs: TensorSpec, num_classes: int
     ) -> tuple[BlockSpec, ...]:
         """Return all blocks; ``widths`` are those of stem, stages and last convolution."""
-        specs: list[BlockSpec] = []
-        for stride in (2, 2) if self.stem_stride == 4 else (self.stem_stride,):
-            given = specs[-1].outputs[0] if specs else inputs
-            specs.append(conv_spec(given, channels=widths[0], kernel=3, stride=stride))
+        specs = list(self.stem_specs(inputs, channels=widths[0]))
         for stage, string in enumerate(strings):
             specs += self.stage_specs(stage, string, widths[stage + 1], specs[-1].outputs[0])
-        specs.append(conv_spec(specs[-1].outputs[0], channels=widths[-1], kernel=1, stride=1))
-        head = classifier_spec(specs[-1].outputs[0], num_classes=num_classes, dropout=self.dropout)
-        return (*specs, head)
+        head = self.head_specs(specs[-1].outputs[0], num_classes=num_classes, channels=widths[-1])
+        return (*specs, *head)
 
     def _widths(self, architecture: Architecture) -> tuple[int, ...]:
         multiples = self._multiples(architecture)
@@ -334,7 +348,13 @@ class HybridSpace(CategoricalSpace):
             options[multiple] for options, multiple in zip(self.channels, multiples, strict=True)
         )
 
-    def _block(self, letter: str, inputs: TensorSpec, channels: int, stride: int) -> BlockSpec:
+    def place(self, letter: str, inputs: TensorSpec, channels: int, stride: int) -> BlockSpec:
+        """Describe one block C or T.
+
+        Raises:
+            IncompatibleShapeError: It does not fit images of this size.
+            InvalidInputError: It cannot have so many channels.
+        """
         name = self.conv if letter == CONV else self.attention
         settings = self.conv_settings if letter == CONV else self.attention_settings
         op = name if "." in name else f"{name}.block"

@@ -138,16 +138,17 @@ def _options(
 ) -> Iterator[tuple[int, int, int, Memory]]:
     """Yield depth, number of T, number of ways with them, and what is remembered then."""
     for depth, attending in stages[at].classes():
-        after: Memory = memory
-        if constraint == NON_DECREASING:
-            after = Fraction(attending, depth)
-            if after < memory:
-                continue
-        elif constraint == ASYMMETRIC:
-            after = bool(memory) or 0 < attending < depth
-        yield (
-            depth,
-            attending,
-            comb(depth, attending) * ways(stages, constraint, at + 1, after),
-            after,
-        )
+        after = remembered(constraint, memory, depth, attending)
+        if after is not None:
+            rest = ways(stages, constraint, at + 1, after)
+            yield depth, attending, comb(depth, attending) * rest, after
+
+
+def remembered(constraint: str, memory: Memory, depth: int, attending: int) -> Memory | None:
+    """Return what is remembered after a stage; None if the constraint is broken by it."""
+    if constraint == NON_DECREASING:
+        after = Fraction(attending, depth)
+        return after if after >= memory else None
+    if constraint == ASYMMETRIC:
+        return bool(memory) or 0 < attending < depth
+    return memory
