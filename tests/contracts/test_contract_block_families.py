@@ -25,7 +25,7 @@ from nas.cost.blocks import block_cost, traced_cost
 from nas.cost.operations import Replay, distinct, trace
 from serving.runners.inputs import random_input
 from serving.runners.onnx_export import export_onnx
-from tests.contracts.test_contract_search import IMAGE, SPACES, space_named
+from tests.contracts.test_contract_search import IMAGE, SPACES, example, space_named
 from zoo.builders import build, build_chain, operation, operations, placed
 from zoo.canonical import canonical_json
 from zoo.errors import IncompatibleShapeError
@@ -49,6 +49,7 @@ def from_spaces(count: int = 2) -> dict[str, list[BlockSpec]]:
     return found
 
 
+example("recurrent", "block_spec")  # a user's own block, as if its package were installed
 SPACED = from_spaces()
 BLOCKS = [
     pytest.param(spec, id=f"{op}-{number}")
@@ -265,8 +266,8 @@ def resized(example: BlockSpec, size: tuple[int, int]) -> BlockSpec | str:
 @pytest.mark.parametrize("size", [(7, 9), (1, 1), (13, 5), (2, 16)])
 @pytest.mark.parametrize("op", PLACED)
 def test_an_odd_size_works_or_is_refused_by_name(op: str, size: tuple[int, int]) -> None:
-    for example in operation(op).examples:
-        spec = resized(example, size)
+    for tried in operation(op).examples:
+        spec = resized(tried, size)
         if isinstance(spec, str):
             halved = tuple(-(-side // 2) for side in size)
             assert str(size) in spec or str(halved) in spec
