@@ -48,8 +48,24 @@ SMALL_MBCONV = {
     "expands": [2],
 }
 
+SMALL_HYBRID = {
+    "widths": [4, 8],
+    "depths": [[1, 2], [1, 2]],
+    "strides": [1, 2],
+    "multipliers": [1, 2],
+    "constraint": "non-decreasing",
+    "attention_from": 2,
+    "stem": 4,
+    "stem_stride": 1,
+    "last": 8,
+    "conv_settings": {"expand": 2},
+    "attention_settings": {"head_dim": 4, "expand": 2},
+}
+
 SPACES: dict[str, dict[str, Any]] = {
     "darts": SMALL_DARTS,
+    "hybrid": SMALL_HYBRID,
+    "hytra": {"widths": [16, 16, 8, 8], "layers": [1, 2], "stem": 4, "head_dim": 2},
     "mbconv": SMALL_MBCONV,
     "nas-bench-101": {"channels": 8, "cells": 1},
     "nas-bench-201": {"channels": 4, "cells": 1},
@@ -57,8 +73,17 @@ SPACES: dict[str, dict[str, Any]] = {
     "nats-bench-size": {"widths": [2, 4, 6]},
     "plain-conv": {"layers": 2},
 }
-SPACE_OF = {"proxyless": "mbconv"}
+SPACE_OF = {"bossnas": "hytra", "proxyless": "mbconv"}
 METHODS: dict[str, dict[str, Any]] = {
+    "bossnas": {
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "batch_size": 8,
+        "accumulate": 2,
+        "features": 8,
+        "hidden": 8,
+        "projection": 4,
+    },
     "nsga2": {"candidates": 9},
     "tpe": {"candidates": 9},
     "random": {"candidates": 9},

@@ -276,7 +276,10 @@ def build_stem(spec: BlockSpec) -> nn.Module:
     return Stem(_image(spec.inputs[0])[0], channels)
 
 
-@register("darts.stem_imagenet")
+@register(
+    "darts.stem_imagenet",
+    examples=(imagenet_stem_spec(TensorSpec(shape=(3, 17, 16)), channels=4),),
+)
 def build_imagenet_stem(spec: BlockSpec) -> nn.Module:
     """Build ``darts.stem_imagenet``; ``params``: ``channels`` of both states."""
     channels = _param(spec, "channels", int)
