@@ -15,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workers.confirmation import Known, compare
 from workers.context import JobContext
+from workers.latency import Latencies, TabledLatencies, latencies_of
 from workers.session import Session, numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json, content_id, plain
@@ -33,19 +33,10 @@ from zoo.errors import (
     StaleTokenError,
     TrainerError,
 )
-from zoo.jobs import Arm, Candidate, CandidateState, JobKind
+from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.schemas import SearchRequest
-from zoo.spec import Architecture, Device, Evaluation
+from zoo.spec import Architecture, Device, Evaluation, TensorSpec
 from zoo.store.protocols import Claimed
-
-MEASURE_S = 300.0
-"""Time limit of one latency measurement, export included."""
-
-LAYERS_S = 1800.0
-"""Time limit of measuring every layer of a space."""
-
-LATENCY_VERSION = 1
-"""Raised whenever measuring would give other numbers on the same device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +144,15 @@ class Scorer:
         self._arm = arm
         self._target = context.target(request.device)
         self._training = context.training_device()
+        self.latencies = latencies_of(
+            context,
+            request,
+            self._target,
+            data=facts.digest,
+            inputs=TensorSpec.from_json(facts.inputs),
+            num_classes=facts.num_classes,
+            once=lambda terms, info, compute: self._once(terms, info, None, compute)[0],
+        )
         self._args: dict[str, Any] = {
             "evaluator": request.evaluator.model_dump(),
             "space": request.space.model_dump(),
@@ -179,7 +179,7 @@ class Scorer:
 
     def describe(self) -> dict[str, Json]:
         """Return all that determines the scores; see ``Evaluator.describe``."""
-        return {**self._described, "latency": self._latency_terms()}
+        return {**self._described, "latency": self.latencies.terms()}
 
     def evaluate(self, architecture: Architecture) -> Evaluation:
         """Score one architecture under the next number; see ``Evaluator.evaluate``.
@@ -215,7 +215,9 @@ class Scorer:
         )
 
     def latency_ms(self, architecture: Architecture) -> float:
-        """Return an untrained architecture's latency, measured once for all who ask.
+        """Return an untrained architecture's latency, found once for all who ask.
+
+        It is measured also where candidates are priced from a table of the same device.
 
         Raises:
             TrainerError: It cannot be measured.
@@ -224,28 +226,15 @@ class Scorer:
         self._context.session.check()
         known = self._known(architecture)
         signature = known.found_in(self._context.store.evaluations)
+        source: Latencies = self.latencies
+        if isinstance(source, TabledLatencies) and source.of_target:
+            source = source.measured
         try:
-            timed = self._timed(architecture, signature, self._info(known, signature), known, {})[0]
+            timed = self._timed(architecture, signature, known, source=source)[0]
         except _UnconfirmedError:
             own = f"{signature}-{architecture.id}"
-            timed = self._timed(architecture, own, self._info(known, own), known, {})[0]
+            timed = self._timed(architecture, own, known, source=source)[0]
         return timed.metrics["latency_ms"]
-
-    def layer_latencies(self) -> dict[str, float] | None:
-        """Return the latencies of the space's layers on the target device, if it is ours.
-
-        They are measured once for all searches of the same space, task and device.
-        """
-        if not self._context.owns(self._target):
-            return None
-        terms: dict[str, Json] = {
-            "layers": self._request.space.model_dump(),
-            "method": self._request.method.name,
-            "data": self._digest,
-            "latency": self._latency_terms(),
-        }
-        info: dict[str, Any] = {"kind": "layers", "data": self._digest}
-        return dict(self._once(terms, info, None, self._measure_layers)[0].metrics)
 
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
         session = self._context.session
@@ -294,7 +283,7 @@ class Scorer:
         used = [(trained, reused)]
         metrics = dict(trained.metrics)
         if "latency_ms" not in metrics and not self._looks_up:
-            timed, found = self._timed(architecture, signature, info, known, unique)
+            timed, found = self._timed(architecture, signature, known, unique=unique)
             metrics |= timed.metrics
             used.append((timed, found))
         # What the job's first candidate of this signature finds, the job had paid for before
@@ -319,15 +308,17 @@ class Scorer:
         self,
         architecture: Architecture,
         signature: str,
-        info: Mapping[str, Any],
         known: Known,
-        unique: Mapping[str, Json],
+        *,
+        source: Latencies | None = None,
+        unique: Mapping[str, Json] | None = None,
     ) -> tuple[Evaluation, bool]:
+        asked = source or self.latencies
         return self._once(
-            {"latency": self._latency_terms(), "signature": signature, **unique},
-            {**info, "kind": "latency"},
+            {"latency": asked.terms(), "signature": signature, **(unique or {})},
+            self._info(known, signature) | asked.info() | {"kind": "latency"},
             known,
-            lambda: self._measure(architecture),
+            lambda: asked.of(architecture),
         )
 
     def _once(
@@ -402,49 +393,10 @@ class Scorer:
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
 
-    def _measure(self, architecture: Architecture) -> Evaluation:
-        terms = {"runtime": self._request.runtime, "batch": self._request.batch}
-        args = {"architecture": architecture.to_json(), "data": self._request.data, **terms}
-        timing = measure(self._context, args, self._target)
-        return Evaluation(
-            metrics={"latency_ms": timing["median_ms"], "latency_p95_ms": timing["p95_ms"]},
-            cost_s=timing["cost_s"],
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
-    def _measure_layers(self) -> Evaluation:
-        request = self._request
-        args = {
-            "space": request.space.model_dump(),
-            "method": request.method.name,
-            "data": request.data,
-            "runtime": request.runtime,
-            "batch": request.batch,
-            "device": self._target.name,
-        }
-        started = time.monotonic()
-        with self._context.session.device(self._target, "exclusive"):
-            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
-        return Evaluation(
-            metrics=numbers(head["latencies"]),
-            cost_s=time.monotonic() - started,
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
     def _limits(self) -> Limits:
         return Limits(
             timeout_s=self._request.max_candidate_s, memory_bytes=self._request.max_memory_bytes
         )
-
-    def _latency_terms(self) -> dict[str, Json]:
-        return {
-            "device": self._target.id,
-            "runtime": self._request.runtime,
-            "batch": self._request.batch,
-            "version": LATENCY_VERSION,
-        }
 
     def _put(self, candidate: Candidate) -> None:
         self._context.store.jobs.put_candidate(candidate, self._context.session.token)
@@ -462,27 +414,3 @@ def log_curve(session: Session, candidate: Candidate, curve: Mapping[str, list[f
             f"{arm} candidate {number} was trained for {len(curve['epoch'])} epochs",
             data={"kind": "curve", "arm": arm, "number": number, **points},
         )
-
-
-def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dict[str, Any]:
-    """Measure an untrained architecture on ``device``, here or wherever its owner is.
-
-    Args:
-        context: The job that wants to know.
-        args: ``architecture``, ``data``, ``runtime`` and ``batch``.
-        device: Held exclusively meanwhile, so that nothing trains beside the measurement.
-
-    Returns:
-        ``median_ms``, ``p95_ms`` and ``cost_s``, the device time that it took.
-    """
-    if not context.owns(device):
-        spec = {**args, "device": device.id}
-        result: Any = context.delegate(JobKind.MEASURE, spec, device)
-        return {"cost_s": 0.0, **result}
-    with context.session.device(device, "exclusive"):
-        head = context.call(
-            "measure", {**args, "device": device.name}, limits=Limits(timeout_s=MEASURE_S)
-        ).head
-    return {name: head[name] for name in ("median_ms", "p95_ms")} | {
-        "cost_s": sum(head["samples"]) / 1e3
-    }
