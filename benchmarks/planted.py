@@ -10,8 +10,11 @@ it trains. (That convolutions after the last ReLU do not count is why the dilate
 DARTS are as blind here as a skip.)
 
 Each method searches a space of one decision, in its own class and through the job loop
-of an in-process worker, once a seed: data, weights and alphas differ. It is right if
-everything it chose is the planted operation. The same is done with shuffled labels.
+of an in-process worker, once a seed: data, weights and alphas differ. It is right if the
+network that it found best has the planted operation. A cell has two edges, which read the
+same image: once one carries the operation the other adds nothing, so that it is counted
+apart how often both do. By chance one of seven operations is on one of two edges in 27 %
+of searches, on both in 2 %. The same is done with shuffled labels.
 
 Key of the JSON: ``methods_right_of_10``, the least over the methods of right searches, in
 ten; the baseline is the most over the methods with shuffled labels. The ratio is null
@@ -50,7 +53,7 @@ from zoo.spec import Architecture
 from zoo.store import open_store
 from zoo.store.protocols import Store
 
-TIMING = Timing(poll_s=0.05, heartbeat_s=0.5, checkpoint_s=60.0)
+TIMING = Timing(poll_s=0.05, checkpoint_s=60.0)
 IMAGES = 8000
 DEADLINE_S = 3600.0
 
@@ -132,9 +135,10 @@ LEFT_OUT = {"pc-darts-imagenet": "pc-darts with other defaults"}
 
 @dataclass
 class Count:
-    """How many searches of a task were right, of how many, and how long one took."""
+    """How many searches of a task were right, throughout so, of how many, and their times."""
 
     right: int = 0
+    throughout: int = 0
     of: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -166,6 +170,7 @@ def main() -> int:
             name: {
                 "operation": TASKS[name].operation,
                 "right_of_10": of_ten(name, False),
+                "on_every_edge": counts[name, False].throughout,
                 "shuffled_right_of_10": of_ten(name, True),
                 "search_s": round(float(np.median(counts[name, False].seconds)), 2),
             }
@@ -184,9 +189,10 @@ def main() -> int:
         return 0
     report.print_table(
         f"Right of ten over {options.seeds} seeds, {wall_s:.0f} s",
-        ["method", "planted operation", "right", "shuffled labels", "a search takes"],
+        ["method", "planted operation", "right", "on every edge", "shuffled", "a search takes"],
         [
-            [name, row["operation"], row["right_of_10"], row["shuffled_right_of_10"],
+            [name, row["operation"], row["right_of_10"],
+                row["on_every_edge"], row["shuffled_right_of_10"],
              f"{row['search_s']} s"]
             for name, row in details["methods"].items()
         ],
@@ -224,7 +230,8 @@ def search_all(
                 count = counts[name, shuffled]
                 count.of += 1
                 found = chosen(store, job, TASKS[name])
-                count.right += found == {TASKS[name].operation}
+                count.right += TASKS[name].operation in found
+                count.throughout += found == {TASKS[name].operation}
                 count.seconds.append(seconds(job))
                 labels = "shuffled labels" if shuffled else "labels"
                 print(f"{name}, {labels}: {', '.join(sorted(found))}", flush=True)

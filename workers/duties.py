@@ -167,14 +167,20 @@ class Duties:
         return Message({"kind": "timing", **timing_json(timing)})
 
     def latencies(self, args: Json, _: Blobs) -> Message:
-        """Time the layers of a space, as the method that will search it wants them."""
+        """Time the layers of a space, as the method that will search it wants them.
+
+        Given ``prices`` of operations, layers are priced by their sum instead.
+        """
         space, data, count = make_space(**args["space"]), self._data(args), 0
+        prices: Mapping[str, float] | None = args.get("prices")
 
         def layer_ms(specs: Sequence[BlockSpec]) -> float:
             nonlocal count
             count += 1
             self._report(done=count, total=0, message=f"measuring layer {count}")
             module = build_chain(specs, seed=0)
+            if prices is not None:
+                return cost_duties.priced(module, specs[0].inputs[0], args["batch"], prices)
             timing = self._time(module, specs, args["runtime"], args["batch"], args["device"], None)
             return timing.median_ms
 

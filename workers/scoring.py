@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from nas.dedup import Deduping, Kind, Policy
@@ -29,8 +27,8 @@ from workers.cache import Cache, Found, UnconfirmedError, scope_of
 from workers.confirmation import Known
 from workers.context import JobContext
 from workers.facts import Facts
+from workers.latency import Latencies, TabledLatencies, latencies_of
 from workers.ledger import Ledger
-from workers.measure_job import measure
 from workers.session import Session, numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json
@@ -44,13 +42,7 @@ from zoo.errors import (
 from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.rng import derive_seed
 from zoo.schemas import Limit, SearchRequest
-from zoo.spec import Architecture, Device, Evaluation
-
-LAYERS_S = 1800.0
-"""Time limit of measuring every layer of a space."""
-
-LATENCY_VERSION = 1
-"""Raised whenever measuring would give other numbers on the same device."""
+from zoo.spec import Architecture, Device, Evaluation, TensorSpec
 
 
 class Scorer:
@@ -104,6 +96,15 @@ class Scorer:
         }
         self._looks_up = bool(head["looks_up"])
         self._cache = Cache(context, scope=scope_of(context.job, reuse=request.reuse))
+        self.latencies = latencies_of(
+            context,
+            request,
+            self._target,
+            data=facts.digest,
+            inputs=TensorSpec.from_json(facts.inputs),
+            num_classes=facts.num_classes,
+            once=lambda terms, info, make: self._cache.once(terms, info, None, make).evaluation,
+        )
         self._ledger = ledger
         self._memory = Deduping[Architecture](
             self._hash,
@@ -123,7 +124,7 @@ class Scorer:
 
     def describe(self) -> dict[str, Json]:
         """Return all that determines the scores; see ``Evaluator.describe``."""
-        return {**self._described, "latency": self._latency_terms()}
+        return {**self._described, "latency": self.latencies.terms()}
 
     def fresh(self, propose: Callable[[], Architecture]) -> Architecture:
         """Draw proposals until one is new, or as many as the policy allows; return the last.
@@ -174,7 +175,9 @@ class Scorer:
         )
 
     def latency_ms(self, architecture: Architecture) -> float:
-        """Return an untrained architecture's latency, measured once for all who ask.
+        """Return an untrained architecture's latency, found once for all who ask.
+
+        It is measured also where candidates are priced from a table of the same device.
 
         Raises:
             TrainerError: It cannot be measured.
@@ -182,28 +185,15 @@ class Scorer:
         """
         self._context.session.check()
         known, signature = self._known(architecture), self._signature(architecture)
+        source: Latencies = self.latencies
+        if isinstance(source, TabledLatencies) and source.of_target:
+            source = source.measured
         try:
-            found = self._timed(architecture, known, signature, {})
+            found = self._timed(architecture, known, signature, source=source)
         except UnconfirmedError:
-            found = self._timed(architecture, known, self._told_apart(architecture), {})
+            apart = self._told_apart(architecture)
+            found = self._timed(architecture, known, apart, source=source)
         return found.evaluation.metrics["latency_ms"]
-
-    def layer_latencies(self) -> dict[str, float] | None:
-        """Return the latencies of the space's layers on the target device, if it is ours.
-
-        They are measured once for all searches of the same space, task and device.
-        """
-        if not self._context.owns(self._target):
-            return None
-        terms: dict[str, Json] = {
-            "layers": self._request.space.model_dump(),
-            "method": self._request.method.name,
-            "data": self._digest,
-            "latency": self._latency_terms(),
-        }
-        info: dict[str, Any] = {"kind": "layers", "data": self._digest}
-        found = self._cache.once(terms, info, None, self._measure_layers)
-        return dict(found.evaluation.metrics)
 
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
         session = self._context.session
@@ -271,7 +261,8 @@ class Scorer:
             cost_s = trained.evaluation.cost_s
         metrics = dict(recalled.metrics)
         if "latency_ms" not in metrics and not self._looks_up:
-            timed = self._timed(architecture, known, signature, self._unique(candidate))
+            unique = self._unique(candidate)
+            timed = self._timed(architecture, known, signature, unique=unique)
             metrics |= timed.evaluation.metrics
             own = timed.evaluation.job == candidate.job and not any(totals)
             if timed.reused and not own:
@@ -322,13 +313,16 @@ class Scorer:
         architecture: Architecture,
         known: Known,
         signature: str,
-        unique: Mapping[str, Json],
+        *,
+        source: Latencies | None = None,
+        unique: Mapping[str, Json] | None = None,
     ) -> Found:
+        asked = source or self.latencies
         return self._cache.once(
-            {"latency": self._latency_terms(), "signature": signature, **unique},
-            self._info(known, signature) | {"kind": "latency"},
+            {"latency": asked.terms(), "signature": signature, **(unique or {})},
+            self._info(known, signature) | asked.info() | {"kind": "latency"},
             known,
-            partial(self._measure, architecture),
+            lambda: asked.of(architecture),
         )
 
     def _info(self, known: Known, signature: str) -> dict[str, Any]:
@@ -381,49 +375,10 @@ class Scorer:
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
 
-    def _measure(self, architecture: Architecture) -> Evaluation:
-        terms = {"runtime": self._request.runtime, "batch": self._request.batch}
-        args = {"architecture": architecture.to_json(), "data": self._request.data, **terms}
-        timing = measure(self._context, args, self._target)
-        return Evaluation(
-            metrics={"latency_ms": timing["median_ms"], "latency_p95_ms": timing["p95_ms"]},
-            cost_s=timing["cost_s"],
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
-    def _measure_layers(self) -> Evaluation:
-        request = self._request
-        args = {
-            "space": request.space.model_dump(),
-            "method": request.method.name,
-            "data": request.data,
-            "runtime": request.runtime,
-            "batch": request.batch,
-            "device": self._target.name,
-        }
-        started = time.monotonic()
-        with self._context.session.device(self._target, "exclusive"):
-            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
-        return Evaluation(
-            metrics=numbers(head["latencies"]),
-            cost_s=time.monotonic() - started,
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
     def _limits(self) -> Limits:
         return Limits(
             timeout_s=self._request.max_candidate_s, memory_bytes=self._request.max_memory_bytes
         )
-
-    def _latency_terms(self) -> dict[str, Json]:
-        return {
-            "device": self._target.id,
-            "runtime": self._request.runtime,
-            "batch": self._request.batch,
-            "version": LATENCY_VERSION,
-        }
 
     def _put(self, candidate: Candidate) -> None:
         self._context.store.jobs.put_candidate(candidate, self._context.session.token)

@@ -116,6 +116,8 @@ class _Search:
             "winners": winners,
             "savings": dict(self._context.store.jobs.savings(self._context.job.id)),
         }
+        if priced := self._scorers[Arm.SEARCH].latencies.info():
+            result["latency"] = priced
         if self._request.baseline:
             result["baseline_front"] = self._front(Arm.BASELINE)
         return result
@@ -144,13 +146,13 @@ class _Search:
         self._enter("baseline" if self._request.baseline else "winners")
         return best
 
-    def _latencies(self) -> dict[str, float] | None:
-        """Return measured latencies of layers for a method that wants them."""
+    def _latencies(self) -> Mapping[str, float] | None:
+        """Return the latencies of layers for a method that wants them."""
         cls: Any = method_class(self._request.method.name)
         params, limits = self._request.method.params, self._request.limits
         if not hasattr(cls, "wants_latencies") or not cls.wants_latencies(params, limits):
             return None
-        found = self._scorers[Arm.SEARCH].layer_latencies()
+        found = self._scorers[Arm.SEARCH].latencies.layers()
         if found is None:
             self._session.log(
                 "the target device is another worker's: layers are priced by a roofline, and "

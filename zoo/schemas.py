@@ -58,6 +58,28 @@ class Recipe(Schema):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
+class LatencyChoice(Schema):
+    """Where candidates' latency comes from; finalists are measured whatever it says.
+
+    ``table`` prices every candidate by the sum of its operations in a latency table,
+    ``predictor`` also those that the table lacks, by a model fitted to it. The table is
+    given as its file's content, or by the job that built it.
+    """
+
+    kind: Literal["measured", "table", "predictor"] = "measured"
+    table: dict[str, Any] | None = None
+    job: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LatencyChoice:
+        given = [name for name in ("table", "job") if getattr(self, name) is not None]
+        if self.kind == "measured" and given:
+            raise ValueError(f"latency is measured, but a {given[0]} is given; drop one of them")
+        if self.kind != "measured" and len(given) != 1:
+            raise ValueError(f"latency from a {self.kind} needs either a table or the job of one")
+        return self
+
+
 class SearchRequest(Schema):
     """A search: what to choose among, how, on which data, for which device."""
 
@@ -70,6 +92,7 @@ class SearchRequest(Schema):
     device: str = "auto"
     batch: int = Field(default=1, ge=1, description="batch size at which latency is measured")
     runtime: Literal["torch", "onnx"] = "torch"
+    latency: LatencyChoice = LatencyChoice()
     recipe: Recipe = Recipe(epochs=3)
     final_recipe: Recipe = Recipe(epochs=12)
     winners: int = Field(default=1, ge=0, description="trained and stored; 0: only the front")

@@ -59,7 +59,7 @@ _MOBILE_KEY = re.compile(
 
 def keyed_by_layers(table: LatencyTable) -> bool:
     """Return whether a table is of layers as ProxylessNAS names them, not of operators."""
-    return all(map(_MOBILE_KEY.fullmatch, table.entries))
+    return bool(table.entries) and all(map(_MOBILE_KEY.fullmatch, table.entries))
 
 
 def layer_entry(key: str, fields: object) -> Entry:

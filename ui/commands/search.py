@@ -41,6 +41,14 @@ def search() -> None:
 @click.option("--device", help="Device to measure on: auto, cpu, cuda:0, a name.")
 @click.option("--batch", type=int, help="Batch size at which latency is measured.")
 @click.option("--runtime", type=click.Choice(["torch", "onnx"]), help="Runtime of the latency.")
+@click.option(
+    "--latency-table",
+    metavar="FILE|JOB",
+    help="Price candidates from it (blockyard cost table build); winners are still measured.",
+)
+@click.option(
+    "--predict-latency", is_flag=True, help="Let a model of the table price what it lacks."
+)
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--winners", type=int, help="How many winners to train and store.")
 @click.option("--baseline/--no-baseline", default=None, help="Equal-budget random search too.")
@@ -108,7 +116,7 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: A setting or limit cannot be read, or a part is missing.
     """
-    from ui.request_text import limits, read_spec, settings
+    from ui.request_text import latency_source, limits, read_spec, settings
     from zoo.client import named
     from zoo.errors import InvalidInputError
 
@@ -139,6 +147,8 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     ):
         if options[name] is not None:
             spec[name] = options[name]
+    if (source := latency_source(options["latency_table"], options["predict_latency"])) is not None:
+        spec["latency"] = source
     if options["objectives"]:
         spec["objectives"] = list(options["objectives"])
     if options["limits"]:

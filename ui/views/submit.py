@@ -11,9 +11,9 @@ import streamlit as st
 from ui.catalogue import Entry
 from ui.formats import count, duration, label, metric
 from ui.request_text import limits, search_command, value
-from ui.website import Site
+from ui.website import Site, job_title
 from zoo.errors import BlockyardError, InvalidInputError
-from zoo.jobs import JobKind
+from zoo.jobs import JobKind, JobState
 from zoo.schemas import METRICS, parse_request
 
 PREVIEW_TIMEOUT_S = 300.0
@@ -72,10 +72,29 @@ def _form(site: Site) -> tuple[str, dict[str, Any], str | None]:
         spec["device"] = left.selectbox("Latency measured on", devices, key="device")
         spec["runtime"] = middle.selectbox("with", ["torch", "onnx"], key="runtime")
         spec["batch"] = int(right.number_input("at batch size", min_value=1, value=1, key="batch"))
+        spec |= _latency(site)
     with st.container(border=True):
         st.subheader("Budget", anchor=False)
         spec |= _budget()
     return name or "", spec, problem
+
+
+def _latency(site: Site) -> dict[str, Any]:
+    """Draw where candidates' latency comes from, if there is a choice."""
+    tables = {
+        job.id: job_title(job)
+        for job in site.zoo.jobs(kind=JobKind.COST_TABLE, state=JobState.SUCCEEDED)
+    }
+    if not tables:
+        return {}
+    job = st.selectbox(
+        "Candidates' latency",
+        ["", *tables],
+        format_func=lambda item: f"from table {tables[item]}" if item else "measured",
+        key="latency",
+        help="A table of the device prices candidates without measuring; winners are measured.",
+    )
+    return {"latency": {"kind": "table", "job": job}} if job else {}
 
 
 def _choice(title: str, entries: Sequence[Entry], *, key: str) -> dict[str, Any]:
