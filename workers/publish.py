@@ -105,6 +105,7 @@ class Publisher:
             record,
             state=CandidateState.EVALUATED,
             metrics=metrics,
+            repeats=1,
             feasible=all(
                 limit.metric in metrics and limit.holds(metrics[limit.metric])
                 for limit in self._request.limits

@@ -287,12 +287,16 @@ class Scorer:
 
         def evaluate(_: Architecture, number: int) -> Mapping[str, float]:
             found = self._cache.get(self._terms(candidate, number))
-            if found is None:
-                raise CorruptArtifactError(
-                    f"the evaluation of {self._arm} candidate {candidate.number} is gone; clone "
-                    "the job to search anew"
-                )
-            return found.metrics
+            if found is not None:
+                return found.metrics
+            # Such as after an upgrade whose evaluations have other keys.
+            self._context.session.log(
+                f"the evaluation of {self._arm} candidate {candidate.number} is gone; what the "
+                "candidate has on record stands for it",
+                level="warning",
+            )
+            timed = () if self._looks_up else ("latency_ms", "latency_p95_ms")
+            return {name: it for name, it in candidate.metrics.items() if name not in timed}
 
         self._memory.score(architecture, evaluate)
 

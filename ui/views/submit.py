@@ -188,9 +188,13 @@ def _deduping() -> dict[str, Any]:
         help="How many of the latest functions are not new.",
         key="tabu",
     )
-    spec: dict[str, Any] = {"max_duplicates": repeats, "tabu": tabu}
-    spec = {name: int(number) for name, number in spec.items() if number is not None}
-    return spec | {"forget": float(forget), "max_proposal_attempts": int(attempts)}
+    spec: dict[str, Any] = {
+        "max_duplicates": repeats and int(repeats),
+        "forget": forget or None,
+        "max_proposal_attempts": int(attempts) if attempts > 1 else None,
+        "tabu": None if tabu is None else int(tabu),
+    }
+    return {name: number for name, number in spec.items() if number is not None}
 
 
 def _summary(site: Site, name: str, spec: dict[str, Any], problem: str | None) -> None:

@@ -245,8 +245,13 @@ class JobStore(Protocol):
     def resume(self, job_id: str) -> Job:
         """Put a PAUSED job back in the queue."""
 
-    def reap(self) -> list[Job]:
-        """Requeue RUNNING jobs whose lease expired (quarantine past the cap); return them."""
+    def reap(self, unmoved: Mapping[str, datetime] | None = None) -> list[Job]:
+        """Requeue RUNNING jobs whose lease expired (quarantine past the cap); return them.
+
+        Args:
+            unmoved: Job id → lease; only these jobs, whatever the clock says, if their lease
+                is still this one: somebody watched long enough that it was not extended.
+        """
 
     def log(
         self,
