@@ -1,9 +1,10 @@
 """Pairs of drawings that are known to compute the same, and pairs that are known not to.
 
 They hold the functional hash to its promise, for every space that draws its networks. Equal
-pairs come from rules that rewrite a graph; near misses from a neighbour, or a single change that alters the operations with weights on which the
-output depends, or else the ``expansion`` of the output, in which instances of an operation
-are not told apart: networks of different expansions compute different functions.
+pairs come from rules that rewrite a graph; near misses from a neighbour, or a single change,
+that alters the operations with weights on which the output depends, or else the
+``expansion`` of the output, in which instances of an operation are not told apart: networks
+of different expansions compute different functions.
 """
 
 from __future__ import annotations
