@@ -227,7 +227,11 @@ class BlockRanking:
 
     def install(self, path: Path) -> None:
         """Leave the statistics of ``path`` in the online network's batch norms."""
-        keys = [ENTRY, *(path[: depth + 1] for depth in range(len(path))), ("head", *path)]
+        keys: list[Key] = [
+            ENTRY,
+            *(path[: depth + 1] for depth in range(len(path))),
+            ("head", *path),
+        ]
         for key in keys:
             load(self._online.statistics[key])
 
