@@ -26,7 +26,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nas.blockwise import Path, SearchBlock
+from nas.blockwise import Path
 from nas.methods.bossnas.ensemble import path_losses
 from nas.methods.bossnas.heads import Stage
 
@@ -143,45 +143,38 @@ class Walker:
         return outputs
 
     @torch.no_grad()
-    def projections(self, views: Sequence[Tensor]) -> Iterator[tuple[Path, list[Tensor]]]:
-        """Yield every path with its projections of each view, ``(batch, dim)``."""
-        entry = self._scored(ENTRY, self.stage.entry, self.stage.entry, views)
-        yield from self._walk(self.root, entry)
+    def projections(self, views: Views) -> Iterator[tuple[Path, Views]]:
+        """Yield every path with its projections of both views, ``(batch, dim)``.
 
-    def _walk(self, node: Node, features: Sequence[Tensor]) -> Iterator[tuple[Path, list[Tensor]]]:
+        Both run as one batch: in evaluation mode images do not see each other.
+        """
+        entry = self._scored(ENTRY, self.stage.entry, self.stage.entry, torch.cat(views))
+        for path, projected in self._walk(self.root, entry):
+            yield path, (projected[: len(views[0])], projected[len(views[0]) :])
+
+    def _walk(self, node: Node, features: Tensor) -> Iterator[tuple[Path, Tensor]]:
         if node.leaf:
-            self.work.heads += len(features)
+            self.work.heads += 2
             head = self._head(node.path)
-            yield (
-                node.path,
-                self._scored(("head", *node.path), self.stage.head, head, features),
-            )
+            yield node.path, self._scored(("head", *node.path), self.stage.head, head, features)
         for child in node.children:
             at, prefix = node.depth, child.path[: child.depth]
             part, run = self._part(child.path, at), self._layer(child.path, at)
-            self.work.layers += len(features)
+            self.work.layers += 2
             yield from self._walk(child, self._scored(prefix, part, run, features))
 
     def _scored(
-        self,
-        key: Key,
-        part: nn.Module,
-        run: Callable[[Tensor], Tensor],
-        features: Sequence[Tensor],
-    ) -> list[Tensor]:
+        self, key: Key, part: nn.Module, run: Callable[[Tensor], Tensor], features: Tensor
+    ) -> Tensor:
         part.eval()
         load(self.statistics[key])
-        return [run(item) for item in features]
-
-    def _block(self) -> SearchBlock:
-        assert isinstance(self.stage.block, SearchBlock)
-        return self.stage.block
+        return run(features)
 
     def _part(self, path: Path, depth: int) -> nn.Module:
-        return self._block().part(path, depth)
+        return self.stage.block.part(path, depth)
 
     def _layer(self, path: Path, depth: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: self._block().layer(x, path, depth)
+        return lambda x: self.stage.block.layer(x, path, depth)
 
     def _head(self, path: Path) -> Callable[[Tensor], Tensor]:
         return lambda x: self.stage.head(x, self.interface(path))
@@ -229,8 +222,7 @@ class BlockRanking:
             centre = (sums[0] / len(self.paths), sums[1] / len(self.paths))
             found: list[Tensor] = [torch.empty(())] * len(self.paths)
             for path, predicted in self._online.projections(views):
-                losses = path_losses((predicted[0], predicted[1]), centre)
-                found[self._places[path]] = losses.double().sum()
+                found[self._places[path]] = path_losses(predicted, centre).double().sum()
         return torch.stack(found)
 
     def install(self, path: Path) -> None:
