@@ -76,7 +76,7 @@ def register(
 
     def decorate(builder: Builder) -> Builder:
         known = _operations.get(op)
-        if known is not None and known.build.__qualname__ != builder.__qualname__:
+        if known is not None and _place(known.build) != _place(builder):
             raise ConflictError(
                 f"block operation {op!r} is already built by {known.build.__module__}"
             )
@@ -86,6 +86,11 @@ def register(
         return builder
 
     return decorate
+
+
+def _place(builder: Builder) -> tuple[str, str]:
+    """Say where a builder is defined; a module that is loaded again defines it again."""
+    return builder.__module__, builder.__qualname__
 
 
 @cache
@@ -122,17 +127,20 @@ def placed(op: str, inputs: TensorSpec, **settings: object) -> BlockSpec:
 
     Raises:
         UnknownNameError: ``op`` or a setting is unknown.
-        InvalidInputError: The operation cannot be placed by name, or refuses a setting.
+        InvalidInputError: The operation cannot be placed by name, lacks a setting or refuses one.
     """
     describe = operation(op).describe
     if describe is None:
         raise InvalidInputError(
             f"block operation {op!r} registers no describe function; it cannot be placed by name"
         )
-    legal = list(signature(describe).parameters)[1:]
+    legal = dict(list(signature(describe).parameters.items())[1:])
     for name in settings:
         if name not in legal:
             raise UnknownNameError(f"setting of block operation {op!r}", name, legal)
+    for name, parameter in legal.items():
+        if parameter.default is parameter.empty and name not in settings:
+            raise InvalidInputError(f"block operation {op!r} needs the setting {name!r}")
     return describe(inputs, **settings)
 
 

@@ -156,6 +156,11 @@ class HybridSpace(CategoricalSpace):
             for place in range(rule.most)
         )
 
+    @cached_property
+    def _written(self) -> tuple[str, ...]:
+        """The multiples as text."""
+        return tuple(str(plain(multiple)) for multiple in self.multipliers)
+
     def cardinalities(self) -> tuple[int, ...]:
         letters = iter(self.letters)
         return tuple(
@@ -209,7 +214,7 @@ class HybridSpace(CategoricalSpace):
 
     def summary(self, architecture: Architecture) -> str:
         strings = self.strings(architecture)
-        multiples = [f"{self.multipliers[at]:g}" for at in self._multiples(architecture)]
+        multiples = [self._written[at] for at in self._multiples(architecture)]
         return f"{'-'.join(strings)} @ {','.join(multiples)}"
 
     def parse(self, text: str) -> Architecture:
@@ -221,7 +226,7 @@ class HybridSpace(CategoricalSpace):
         """
         written, _, scales = text.partition("@")
         strings = tuple(part.strip() for part in written.split("-"))
-        known = {f"{multiple:g}": at for at, multiple in enumerate(self.multipliers)}
+        known = {text: at for at, text in enumerate(self._written)}
         multiples = [part.strip() for part in scales.split(",")] if scales else ["1"] * len(strings)
         for what, found in (("stages", strings), ("widths", multiples)):
             if len(found) != len(self.stages):

@@ -13,9 +13,9 @@ from nas.cost import cost
 from nas.cost.blocks import block_cost, chain_cost, traced_cost
 from nas.cost.counting import FORMULAS
 from nas.cost.operations import trace
-from zoo.builders import BlockCost, operation, placed
-from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
-from zoo.spec import TensorSpec
+from zoo.builders import BlockCost, operation, placed, register
+from zoo.errors import ConflictError, IncompatibleShapeError, InvalidInputError, UnknownNameError
+from zoo.spec import BlockSpec, TensorSpec
 
 INPUTS = TensorSpec(shape=(4, 6))
 
@@ -104,7 +104,18 @@ def test_what_cannot_be_placed_or_priced_is_refused_by_name() -> None:
         placed("convnext.block", TensorSpec(shape=(3, 9, 9)), width=4)
     with pytest.raises(InvalidInputError, match="no describe function"):
         placed("darts.cell", INPUTS)
+    with pytest.raises(InvalidInputError, match="needs the setting 'num_classes'"):
+        placed("mbconv.classifier", TensorSpec(shape=(3, 9, 9)))
     free = placed("convnext.block", TensorSpec(shape=(4, None, None)), channels=4)
     for price in (block_cost, traced_cost):
         with pytest.raises(IncompatibleShapeError, match="fixed|fix"):
             price(free)
+
+
+def test_an_operation_is_not_taken_over_by_a_builder_of_another_module() -> None:
+    def build_block(spec: BlockSpec) -> nn.Module:
+        return nn.Identity()
+
+    build_block.__qualname__ = "build_block"
+    with pytest.raises(ConflictError, match="already built by zoo.families.convnext"):
+        register("convnext.block")(build_block)
