@@ -48,12 +48,22 @@ SMALL_MBCONV = {
     "expands": [2],
 }
 
+SMALL_NASNET = {
+    "cells": 2,
+    "channels": 4,
+    "num_blocks": 2,
+    "stem_channels": 4,
+    "ops": ["identity", "conv_1x1", "max_pool_3x3"],
+    "combines": ["add", "concat"],
+}
+
 SPACES: dict[str, dict[str, Any]] = {
     "darts": SMALL_DARTS,
     "mbconv": SMALL_MBCONV,
     "nas-bench-101": {"channels": 8, "cells": 1},
     "nas-bench-201": {"channels": 4, "cells": 1},
     "nas-bench-macro": {"channels": 4},
+    "nasnet": SMALL_NASNET,
     "nats-bench-size": {"widths": [2, 4, 6]},
     "plain-conv": {"layers": 2},
 }
