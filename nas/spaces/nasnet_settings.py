@@ -109,6 +109,11 @@ class NasnetSettings:
             raise InvalidInputError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if isinstance(self.eps, bool) or not self.eps > 0:
             raise InvalidInputError(f"eps is {self.eps}; it must be above 0")
+        if self.skip and reduction_places(self.cells, self.reductions)[0] == 0:
+            raise InvalidInputError(
+                f"skip needs a normal cell before every reduction: cells is {self.cells}, but "
+                f"must be at least {self.reductions + 1}"
+            )
         if self.sites[0].channels < 2:
             raise InvalidInputError(
                 f"channels is {self.channels}; the first cell of this stem would be narrower than 2"

@@ -67,7 +67,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "nats-bench-size": {"widths": [2, 4, 6]},
     "plain-conv": {"layers": 2},
 }
-SPACE_OF = {"proxyless": "mbconv"}
+SPACE_OF = {"nasnet-ppo": "nasnet", "proxyless": "mbconv"}
 METHODS: dict[str, dict[str, Any]] = {
     "nsga2": {"candidates": 9},
     "tpe": {"candidates": 9},
@@ -84,6 +84,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "arch_share": 0.25,
     },
     "darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "order": 2},
+    "nasnet-ppo": {
+        "warmup_epochs": 1,
+        "epochs": 3,
+        "batch_size": 8,
+        "controller_every": 2,
+        "samples": 3,
+        "reward_batch_size": 8,
+        "final_samples": 5,
+    },
     "proxyless": {
         "warmup_epochs": 1,
         "epochs": 3,

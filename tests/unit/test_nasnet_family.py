@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.spaces.nasnet import NASNET_A, NasnetSpace
+from serving.runners.onnx_export import export_onnx
 from zoo.builders import build, build_chain, operations
 from zoo.compat import declare_torchvision_operators
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
@@ -353,6 +354,21 @@ def test_the_family_is_registered_and_its_specs_survive_json() -> None:
             again = BlockSpec.from_json(spec.to_json())
             assert again.id == spec.id
             build(again)
+
+
+@pytest.mark.parametrize("size", [8, 5])
+def test_every_operation_is_exported_to_onnx_and_computes_the_same_there(size: int) -> None:
+    stem = stem_spec(image(3, size, size), channels=4, stride=1, eps=1e-3)
+    pairs = tuple(((name, 0), (name, 1), "add") for name in OPERATIONS)
+    settings = {"reduction": True, "total": 2}
+    states = tuple(range(len(pairs) + 2))
+    first = a_cell(stem.outputs, Wiring(pairs, states), position=0, **settings)
+    joined = Wiring(((("avg_pool_3x3", 0), ("identity", 1), "concat"),), (0, 1, 2))
+    second = a_cell(first.outputs, joined, position=1, last=True, **settings)
+    head = head_spec(second.outputs[0], num_classes=3, dropout=0.5)
+    network = build_chain([stem, first, second, head], seed=1).eval()
+    # Exporting compares the answers of ONNX Runtime and PyTorch.
+    assert export_onnx(network, stem.inputs, head.outputs)
 
 
 def test_what_cannot_be_built_is_refused() -> None:

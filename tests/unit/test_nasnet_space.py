@@ -121,6 +121,7 @@ def test_settings_that_make_no_network_are_refused() -> None:
         ({"dropout": 1}, "dropout is 1"),
         ({"eps": 0}, "eps is 0"),
         ({"skip": 1}, "skip is 1"),
+        ({"skip": True, "reductions": 2}, "cells is 2, but must be at least 3"),
         ({"stem": "imagenet"}, "channels is 4; the first cell"),
     ):
         with pytest.raises(InvalidInputError, match=said):

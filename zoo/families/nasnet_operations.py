@@ -54,7 +54,7 @@ class SameConv2d(nn.Conv2d):
                 x = x[:, :, :: self.stride[0], :: self.stride[1]]
             return F.conv2d(x, self.weight)
         (top, bottom), (left, right) = (
-            same_padding(size, dilation * (kernel - 1) + 1, stride)
+            same_padding(int(size), dilation * (kernel - 1) + 1, stride)
             for size, kernel, stride, dilation in zip(
                 x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
             )
@@ -84,7 +84,8 @@ class SamePool2d(nn.Module):
         self.kind, self.kernel, self.stride = kind, kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        padding = [same_padding(size, self.kernel, self.stride)[0] for size in x.shape[2:]]
+        # Plain integers, also while an exporter traces the sizes: they are part of the block.
+        padding = [same_padding(int(size), self.kernel, self.stride)[0] for size in x.shape[2:]]
         # What SAME pads behind is out of bounds here: ``ceil_mode`` counts such windows.
         ceil = self.stride > 1
         if self.kind == "max":
