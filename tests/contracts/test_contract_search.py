@@ -62,6 +62,15 @@ SMALL_HYBRID = {
     "attention_settings": {"head_dim": 4, "expand": 2},
 }
 
+SMALL_NASNET = {
+    "cells": 2,
+    "channels": 4,
+    "num_blocks": 2,
+    "stem_channels": 4,
+    "ops": ["identity", "conv_1x1", "max_pool_3x3"],
+    "combines": ["add", "concat"],
+}
+
 SPACES: dict[str, dict[str, Any]] = {
     "darts": SMALL_DARTS,
     "hybrid": SMALL_HYBRID,
@@ -70,10 +79,11 @@ SPACES: dict[str, dict[str, Any]] = {
     "nas-bench-101": {"channels": 8, "cells": 1},
     "nas-bench-201": {"channels": 4, "cells": 1},
     "nas-bench-macro": {"channels": 4},
+    "nasnet": SMALL_NASNET,
     "nats-bench-size": {"widths": [2, 4, 6]},
     "plain-conv": {"layers": 2},
 }
-SPACE_OF = {"bossnas": "hytra", "proxyless": "mbconv"}
+SPACE_OF = {"bossnas": "hytra", "nasnet-ppo": "nasnet", "proxyless": "mbconv"}
 METHODS: dict[str, dict[str, Any]] = {
     "bossnas": {
         "epochs": 2,
@@ -105,6 +115,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "lr_warmup_epochs": 1,
         "weighting": "max_w",
+    },
+    "nasnet-ppo": {
+        "warmup_epochs": 1,
+        "epochs": 3,
+        "batch_size": 8,
+        "controller_every": 2,
+        "samples": 3,
+        "reward_batch_size": 8,
+        "final_samples": 5,
     },
     "proxyless": {
         "warmup_epochs": 1,
