@@ -20,6 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Blockyard needs Python 3.11 or later; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --retries 1 --timeout 15 $(TORCH_INDEX) torch torchvision
+	@rm -rf *.egg-info  # setuptools leaves an old one as it is, and its entry points would be found first
 	$(PIP) --editable '.[dev]'
 	@rm -f $(VENV)/.ready-*
 	@touch $@
