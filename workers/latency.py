@@ -196,17 +196,22 @@ class TabledLatencies:
             device=self._target.id if self.of_target else None,
         )
 
-    def layers(self) -> Mapping[str, float]:
+    def space_prices(self) -> dict[str, dict[str, float]]:
+        """Return the milliseconds of every ``operations`` of the space, or of its ``layers``."""
         if self._by_layers:
-            return {key: entry.median_ms for key, entry in self.table.entries.items()}
-        listed = listing(self._context, self._list_request())
-        prices = self._prices(listed.operations)
-        args = layer_args(self._request) | {"device": None, "prices": prices}
+            return {"layers": {key: entry.median_ms for key, entry in self.table.entries.items()}}
+        return {"operations": self._prices(listing(self._context, self._listed()).operations)}
+
+    def layers(self) -> Mapping[str, float]:
+        prices = self.space_prices()
+        if "layers" in prices:
+            return prices["layers"]
+        args = layer_args(self._request) | {"device": None, "prices": prices["operations"]}
         head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
         return numbers(head["latencies"])
 
     def _summed(self, architecture: Architecture) -> float:
-        listed = listing(self._context, self._list_request(), [architecture.to_json()])
+        listed = listing(self._context, self._listed(), [architecture.to_json()])
         prices = self._prices(listed.operations)
         return sum(prices[key] for key in listed.keys(0))
 
@@ -270,7 +275,7 @@ class TabledLatencies:
             "version": LATENCY_VERSION,
         }
 
-    def _list_request(self) -> CostTableRequest:
+    def _listed(self) -> CostTableRequest:
         request = self._request
         return CostTableRequest(
             space=request.space, data=request.data, batch=request.batch, networks=0

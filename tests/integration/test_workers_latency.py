@@ -96,6 +96,19 @@ def test_candidates_are_priced_by_the_table_and_winners_measured_whole(
     }
 
 
+def test_a_preview_sums_the_table_too(store: Store, worker: EmbeddedWorker, built: Job) -> None:
+    doubled = content(built)
+    for entry in doubled["entries"].values():
+        entry["median_ms"] = 100.0
+    search = toys.search() | {"latency": {"kind": "table", "table": doubled}}
+    spec = parse_request(JobKind.PREVIEW, {"search": search, "samples": 8}).model_dump(mode="json")
+    job = toys.succeeded(store, store.jobs.submit(JobKind.PREVIEW, spec).id)
+    assert job.result is not None
+    cost: Any = job.result["cost"]
+    assert cost["latency_ms"]["min"] == pytest.approx(300)  # two products and a ReLU
+    assert cost["latency_ms"]["max"] == pytest.approx(300)
+
+
 def test_another_table_gives_other_latencies_and_the_same_training(
     store: Store, worker: EmbeddedWorker, built: Job
 ) -> None:
