@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from nas.cost.operations import Operation, Replay, operations_of, trace
 from nas.data import DataSet
-from nas.methods.proxyless.costs import latency_tensor, named_lookup
+from nas.methods.proxyless.costs import layered_ms
 from nas.protocols import SearchSpace
-from nas.spaces.mbconv import MBConvSpace
 from serving.runners.measure import measure
 from serving.runners.meters import EnergyMeter, clocks, energy_meter
 from serving.runners.protocols import BlockRunner
@@ -131,13 +130,7 @@ def network_ms(
     task: dict[str, Any] = {"inputs": data.inputs, "num_classes": data.num_classes}
     if "operations" in prices:
         return priced(space.build(architecture, **task), data.inputs, batch, prices["operations"])
-    if not isinstance(space, MBConvSpace):
-        raise InvalidInputError(
-            "this latency table is of MBConv layers and prices the space 'mbconv' only, not "
-            f"{space.describe()['name']!r}; build one with: blockyard cost table build"
-        )
-    table = latency_tensor(space, named_lookup(prices["layers"]), **task)
-    return table.total(architecture.choices)
+    return layered_ms(space, architecture, prices["layers"], **task)
 
 
 def time_operations(args: Json) -> Message:

@@ -14,9 +14,8 @@ from nas.cost.operations import Operation
 from nas.cost.proxyless_yaml import keyed_by_layers
 from nas.cost.residual import OperationModel
 from nas.cost.table import Entry, LatencyTable
-from nas.methods.proxyless.costs import latency_tensor, named_lookup
+from nas.methods.proxyless.costs import layered_ms
 from nas.plugins import space_of
-from nas.spaces.mbconv import MBConvSpace
 from workers.context import JobContext
 from workers.cost_table_job import CHUNK_S, listing
 from workers.session import numbers
@@ -216,14 +215,8 @@ class TabledLatencies:
         return sum(prices[key] for key in listed.keys(0))
 
     def _layered(self, architecture: Architecture) -> float:
-        space = space_of(architecture)
-        if not isinstance(space, MBConvSpace):
-            raise InvalidInputError(
-                "this latency table is of MBConv layers and prices the space 'mbconv' only, not "
-                f"{space.describe()['name']!r}; build one with: blockyard cost table build"
-            )
         known = {key: entry.median_ms for key, entry in self.table.entries.items()}
-        return latency_tensor(space, named_lookup(known), **self._task).total(architecture.choices)
+        return layered_ms(space_of(architecture), architecture, known, **self._task)
 
     def _prices(self, operations: Iterable[Operation]) -> dict[str, float]:
         """Return the milliseconds of each operation, with what a call costs beside it."""
