@@ -144,9 +144,9 @@ class SourceEdges(nn.Module):
         for name, norms in self._norms.items():
             count = len(norms) * (1 if name == "pool" else len(edges))
             if count:
-                shape = (count, channels.get(name, part))
-                self.register_buffer(f"{name}_running_mean", torch.zeros(shape))
-                self.register_buffer(f"{name}_running_var", torch.ones(shape))
+                width = channels.get(name, part)
+                self.register_buffer(f"{name}_running_mean", torch.zeros(count, width))
+                self.register_buffer(f"{name}_running_var", torch.ones(count, width))
         if any(self._norms.values()):
             self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nas.cost.operations import Operation, Replay, operations_of, trace
 from nas.data import DataSet
+from nas.methods.proxyless.costs import layered_ms
 from nas.protocols import SearchSpace
 from serving.runners.measure import measure
 from serving.runners.meters import EnergyMeter, clocks, energy_meter
@@ -20,7 +21,7 @@ from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner
 from workers.wire import Message
 from zoo.builders import build_chain
-from zoo.errors import NotFoundError
+from zoo.errors import InvalidInputError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, TensorSpec
 
@@ -102,16 +103,34 @@ def priced(module: nn.Module, inputs: TensorSpec, batch: int, prices: Mapping[st
     """Return the sum of the prices of what a module executes.
 
     Raises:
-        NotFoundError: An operation has no price.
+        InvalidInputError: An operation has no price.
     """
     keys = [operation.key for operation in trace(module, inputs, batch=batch)]
     missing = [key for key in keys if key not in prices]
     if missing:
-        raise NotFoundError(
-            f"operation {missing[0]} of a layer alone is in no whole network, and has no price; "
-            "measure the layers instead of taking them from a table"
+        raise InvalidInputError(
+            f"operation {missing[0]} was seen in no sample of the space, and has no price; "
+            "measure instead of taking latencies from a table"
         )
     return math.fsum(prices[key] for key in keys)
+
+
+def network_ms(
+    space: SearchSpace,
+    architecture: Architecture,
+    data: DataSet,
+    batch: int,
+    prices: Mapping[str, Mapping[str, float]],
+) -> float:
+    """Return a network's latency by ``prices`` of its ``operations`` or of its ``layers``.
+
+    Raises:
+        InvalidInputError: One of them has no price, or the space has no such layers.
+    """
+    task: dict[str, Any] = {"inputs": data.inputs, "num_classes": data.num_classes}
+    if "operations" in prices:
+        return priced(space.build(architecture, **task), data.inputs, batch, prices["operations"])
+    return layered_ms(space, architecture, prices["layers"], **task)
 
 
 def time_operations(args: Json) -> Message:

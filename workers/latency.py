@@ -14,9 +14,8 @@ from nas.cost.operations import Operation
 from nas.cost.proxyless_yaml import keyed_by_layers
 from nas.cost.residual import OperationModel
 from nas.cost.table import Entry, LatencyTable
-from nas.methods.proxyless.costs import latency_tensor, named_lookup
+from nas.methods.proxyless.costs import layered_ms
 from nas.plugins import space_of
-from nas.spaces.mbconv import MBConvSpace
 from workers.context import JobContext
 from workers.cost_table_job import CHUNK_S, listing
 from workers.session import numbers
@@ -196,29 +195,28 @@ class TabledLatencies:
             device=self._target.id if self.of_target else None,
         )
 
-    def layers(self) -> Mapping[str, float]:
+    def space_prices(self) -> dict[str, dict[str, float]]:
+        """Return the milliseconds of every ``operations`` of the space, or of its ``layers``."""
         if self._by_layers:
-            return {key: entry.median_ms for key, entry in self.table.entries.items()}
-        listed = listing(self._context, self._list_request())
-        prices = self._prices(listed.operations)
-        args = layer_args(self._request) | {"device": None, "prices": prices}
+            return {"layers": {key: entry.median_ms for key, entry in self.table.entries.items()}}
+        return {"operations": self._prices(listing(self._context, self._listed()).operations)}
+
+    def layers(self) -> Mapping[str, float]:
+        prices = self.space_prices()
+        if "layers" in prices:
+            return prices["layers"]
+        args = layer_args(self._request) | {"device": None, "prices": prices["operations"]}
         head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
         return numbers(head["latencies"])
 
     def _summed(self, architecture: Architecture) -> float:
-        listed = listing(self._context, self._list_request(), [architecture.to_json()])
+        listed = listing(self._context, self._listed(), [architecture.to_json()])
         prices = self._prices(listed.operations)
         return sum(prices[key] for key in listed.keys(0))
 
     def _layered(self, architecture: Architecture) -> float:
-        space = space_of(architecture)
-        if not isinstance(space, MBConvSpace):
-            raise InvalidInputError(
-                "this latency table is of MBConv layers and prices the space 'mbconv' only, not "
-                f"{space.describe()['name']!r}; build one with: blockyard cost table build"
-            )
         known = {key: entry.median_ms for key, entry in self.table.entries.items()}
-        return latency_tensor(space, named_lookup(known), **self._task).total(architecture.choices)
+        return layered_ms(space_of(architecture), architecture, known, **self._task)
 
     def _prices(self, operations: Iterable[Operation]) -> dict[str, float]:
         """Return the milliseconds of each operation, with what a call costs beside it."""
@@ -270,7 +268,7 @@ class TabledLatencies:
             "version": LATENCY_VERSION,
         }
 
-    def _list_request(self) -> CostTableRequest:
+    def _listed(self) -> CostTableRequest:
         request = self._request
         return CostTableRequest(
             space=request.space, data=request.data, batch=request.batch, networks=0

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import cast
 
 from workers.context import JobContext
+from workers.latency import TabledLatencies, latencies_of
+from workers.scoring import load_facts
 from workers.supervisor import Limits
 from zoo.canonical import Json, plain
 from zoo.jobs import JobKind
-from zoo.schemas import PreviewRequest, parse_request
+from zoo.schemas import PreviewRequest, SearchRequest, parse_request
+from zoo.spec import Device, TensorSpec
 
 PREVIEW_S = 600.0
 """Time limit of the whole preview."""
@@ -31,6 +34,7 @@ def run(context: JobContext) -> Mapping[str, Json]:
         step=0, total=1, message=f"sampling {request.samples} architectures", phase="preview"
     )
     args = {
+        "prices": _prices(context, search, device),
         "space": search.space.model_dump(),
         "data": search.data,
         "limits": [limit.model_dump() for limit in search.limits],
@@ -46,3 +50,22 @@ def run(context: JobContext) -> Mapping[str, Json]:
         head = context.call("preview", args, limits=limits).head
     names = ("size", "cost", "feasible", "feasible_share", "reason", "candidate_s")
     return {**{name: plain(head[name]) for name in names}, "device": device.id}
+
+
+def _prices(
+    context: JobContext, search: SearchRequest, device: Device
+) -> dict[str, dict[str, float]] | None:
+    """Return what latencies are summed from, or None if they are measured."""
+    if search.latency.kind == "measured":
+        return None
+    facts = load_facts(context, search.data)
+    source = latencies_of(
+        context,
+        search,
+        device,
+        data=facts.digest,
+        inputs=TensorSpec.from_json(facts.inputs),
+        num_classes=facts.num_classes,
+        once=lambda _terms, _info, compute: compute(),
+    )
+    return source.space_prices() if isinstance(source, TabledLatencies) else None

@@ -429,6 +429,19 @@ def test_another_space_and_too_few_images_are_refused(data: DataSet) -> None:
         Proxyless(MethodContext(space=SPACE, data=replace(data, train=few)), loss="none")
 
 
+def test_an_update_in_which_nothing_depends_on_a_gate_changes_nothing(data: DataSet) -> None:
+    space = MBConvSpace(preset="cifar", widths=(4,), depths=(1,), strides=(1,), stem=4, first=4,
+                        last=8, kernels=(3,), expands=(1,))  # fmt: skip
+    settings = {"warmup_epochs": 0, "epochs": 3, "batch_size": 10, "arch_every": 1, "loss": "none"}
+    method = make_method("proxyless", settings, MethodContext(space=space, seed=0, data=data))
+    assert isinstance(method, Proxyless)
+    with torch.no_grad():
+        method.arch.alphas[:, 1] = 50.0  # ``zero`` is always active
+    before = method.arch.alphas.detach().clone()
+    run(method)
+    assert torch.equal(method.arch.alphas, before)
+
+
 def test_a_search_that_diverges_says_so(data: DataSet) -> None:
     method = search(data, warmup_lr=1e30)
     with pytest.raises(TrainerError, match="lower the learning rate"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nas.cost import cost
+from nas.cost.proxyless_yaml import from_proxyless_yaml
 from nas.methods.proxyless.costs import (
     IMAGENET,
     OVERHEAD,
@@ -21,6 +22,7 @@ from nas.methods.proxyless.costs import (
     add_linear,
     cost_table,
     latency_tensor,
+    layered_ms,
     layers,
     macs,
     measure_latencies,
@@ -32,6 +34,7 @@ from nas.methods.proxyless.costs import (
 from nas.methods.proxyless.derive import best_within, likeliest, smallest, within
 from nas.methods.proxyless.gates import straight_through
 from nas.methods.proxyless.target import Pricing
+from nas.spaces.darts import DartsSpace
 from nas.spaces.mbconv import ZERO, MBConvSpace
 from zoo.errors import InfeasibleError, InvalidInputError
 from zoo.spec import BlockSpec, TensorSpec
@@ -138,6 +141,30 @@ def test_published_tables_are_read_with_their_means() -> None:
     for wrong in ({"count": 3}, 0, -1.0, "3", True, None):
         with pytest.raises(InvalidInputError, match="latency of 'x'"):
             parse_latencies({"x": wrong})
+
+
+def test_a_file_in_the_published_form_prices_the_space_layer_by_layer() -> None:
+    text = "\n".join(
+        f"{layer}: {{count: 30, mean: {made_up(layer)!r}, var: 0.01}}" for layer in layers(SPACE)
+    )
+    found = from_proxyless_yaml(text, device="pixel1")
+    known = {key: entry.median_ms for key, entry in found.entries.items()}
+    table = latency_tensor(SPACE, named_lookup(known))
+    fixed = [key for key in known if not key.startswith("expanded_conv") or "expand:1-" in key]
+    assert table.fixed == pytest.approx(math.fsum(known[key] for key in fixed))
+    architecture = SPACE.encode(["3x3_MB3"] * 21)
+    hot = torch.nn.functional.one_hot(torch.tensor(architecture.choices), 7).double()
+    task: dict[str, Any] = {"inputs": IMAGENET, "num_classes": 1000}
+    wanted = layered_ms(SPACE, architecture, known, **task)
+    assert float(table.expected(hot)) == pytest.approx(wanted, rel=1e-12)
+    zeros = SPACE.encode([ZERO if edge.skip else "3x3_MB3" for edge in SPACE.edges])
+    assert layered_ms(SPACE, zeros, known, **task) < wanted
+    del known["Logits-input:7x7x1280-output:1000"]
+    with pytest.raises(InvalidInputError, match="has no layer 'Logits"):
+        layered_ms(SPACE, architecture, known, **task)
+    cells = DartsSpace(cells=1, channels=4)
+    with pytest.raises(InvalidInputError, match="not 'darts'"):
+        layered_ms(cells, cells.sample(random.Random(0)), known, **task)
 
 
 def test_both_losses_are_their_formula() -> None:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from nas.cost.proxyless_yaml import layer_entry, mobile_key
+from nas.protocols import SearchSpace
 from nas.spaces.mbconv import Edge, MBConvSpace, Op
 from zoo.errors import IncompatibleShapeError, InvalidInputError
-from zoo.spec import BlockSpec, TensorSpec
+from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 IMAGENET = TensorSpec(shape=(3, 224, 224))
 
@@ -123,6 +124,29 @@ def latency_tensor(
         return known[layer]
 
     return cost_table(space, ask, inputs=inputs, num_classes=num_classes)
+
+
+def layered_ms(
+    space: SearchSpace,
+    architecture: Architecture,
+    latencies: Mapping[str, float],
+    *,
+    inputs: TensorSpec,
+    num_classes: int,
+) -> float:
+    """Return a network's latency by a table of layers, keyed as ``str(layer)``.
+
+    Raises:
+        InvalidInputError: The space has no such layers, or the table lacks one.
+    """
+    if not isinstance(space, MBConvSpace):
+        raise InvalidInputError(
+            "this latency table is of MBConv layers and prices the space 'mbconv' only, not "
+            f"{space.describe()['name']!r}; build one with: blockyard cost table build"
+        )
+    lookup = named_lookup(latencies)
+    table = latency_tensor(space, lookup, inputs=inputs, num_classes=num_classes)
+    return table.total(architecture.choices)
 
 
 def cost_table(
