@@ -304,7 +304,6 @@ class Scorer:
 
     def _remember(self, candidate: Candidate, architecture: Architecture) -> None:
         """Have the memory learn again what a candidate on record had taught it."""
-        self._ledger.signatures[architecture.id] = str(candidate.signature)
 
         def evaluate(_: Architecture, number: int) -> Mapping[str, float]:
             found = self._cache.get(self._terms(candidate, number))
