@@ -205,6 +205,11 @@ class Deduping(Generic[T]):
         entry = self._entries.get(self._hash(item))
         return entry.total if entry else 0
 
+    def wanted(self, item: T) -> int | None:
+        """Return the number of the evaluation that ``score`` will ask for; None for a hit."""
+        entry = self._entries.get(self._hash(item)) or _Entry()
+        return entry.total if entry.count < self._policy.repeats else None
+
     def remembered(self, item: T) -> range:
         """Return the numbers of the evaluations that an answer for ``item`` would rest on."""
         entry = self._entries.get(self._hash(item))

@@ -103,4 +103,6 @@ def running_cluster(
         codes = [process.wait(60) for process in cluster.processes]
         cluster.queue.close()
         store.close()
-    assert set(codes) <= {0, -signal.SIGKILL}, cluster.log.read_text()[-3000:]
+    # One that a test has just started may not handle signals yet.
+    allowed = {0, -signal.SIGKILL, -signal.SIGTERM}
+    assert set(codes) <= allowed, cluster.log.read_text()[-3000:]

@@ -33,6 +33,10 @@ class Found:
     evaluation: Evaluation
     reused: bool
 
+    def by(self, job: str) -> bool:
+        """Say whether ``job`` paid for it."""
+        return self.evaluation.job == job
+
 
 class Cache:
     """What one job knows of all evaluations.

@@ -39,7 +39,10 @@ class Ledger:
 
     def add(self, candidate: Candidate) -> None:
         """Learn how a candidate ended."""
-        if candidate.state is CandidateState.FAILED and candidate.signature is not None:
+        if candidate.signature is None:
+            return
+        self.signatures[candidate.architecture_id] = candidate.signature
+        if candidate.state is CandidateState.FAILED:
             self.poison.setdefault(candidate.signature, candidate)
 
     def identify(self, known: Known) -> None:

@@ -20,9 +20,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from nas.dedup import Deduping, Kind, Policy
+from nas.dedup import Deduping, Policy
 from workers.cache import Cache, Found, UnconfirmedError, scope_of
 from workers.confirmation import Known
 from workers.context import JobContext
@@ -43,6 +44,20 @@ from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.rng import derive_seed
 from zoo.schemas import Limit, SearchRequest
 from zoo.spec import Architecture, Device, Evaluation, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """An evaluation's part in a candidate's scores: what it cost, or what it spared."""
+
+    evaluation: Evaluation
+    spared: bool
+    cost_s: float
+
+
+def _share(found: Found, *, paid: bool) -> _Share:
+    cost_s = found.evaluation.cost_s
+    return _Share(evaluation=found.evaluation, spared=found.reused and not paid, cost_s=cost_s)
 
 
 class Scorer:
@@ -230,45 +245,28 @@ class Scorer:
         What an arm finds of a function that no arm had scored, in an evaluation of this very
         job, the job had paid for before it was interrupted.
         """
-        signature = str(candidate.signature)
         totals = [memory.total(architecture) for memory in self._ledger.memories.values()]
-        made: list[Found] = []
-
-        def sample(number: int) -> Found:
-            return self._cache.once(
-                self._terms(candidate, number),
-                self._info(known, signature) | {"recipe": self._args["recipe"], "kind": "training"},
-                known,
-                lambda: self._train(candidate, architecture, number),
-            )
-
-        def evaluate(_: Architecture, number: int) -> Mapping[str, float]:
-            found = sample(number)
-            own = found.evaluation.job == candidate.job and number >= max(totals)
-            made.append(Found(found.evaluation, found.reused and not own))
-            return found.evaluation.metrics
-
-        # What the mean rests on must be surely of the same network, before anything is counted.
-        remembered = [sample(number) for number in self._memory.remembered(architecture)]
-        recalled = self._memory.score(architecture, evaluate)
-        trained = made[0] if recalled.kind is not Kind.HIT else remembered[0]
-        saved_s = cost_s = 0.0
-        if recalled.kind is Kind.HIT:
-            saved_s = sum(found.evaluation.cost_s for found in remembered) / len(remembered)
-        elif trained.reused:
-            saved_s = trained.evaluation.cost_s
+        # What the mean rests on must be surely of the same network, and all must have ended
+        # well, before anything is counted.
+        used = [
+            self._sample(candidate, architecture, known, number)
+            for number in self._memory.remembered(architecture)
+        ]
+        number = self._memory.wanted(architecture)
+        if number is None:
+            spared_s = sum(it.evaluation.cost_s for it in used) / len(used)
+            trained = _Share(evaluation=used[0].evaluation, spared=True, cost_s=spared_s)
         else:
-            cost_s = trained.evaluation.cost_s
-        metrics = dict(recalled.metrics)
-        if "latency_ms" not in metrics and not self._looks_up:
-            unique = self._unique(candidate)
+            found = self._sample(candidate, architecture, known, number)
+            trained = _share(found, paid=found.by(candidate.job) and number >= max(totals))
+        shares, measured = [trained], {}
+        if "latency_ms" not in trained.evaluation.metrics and not self._looks_up:
+            signature, unique = str(candidate.signature), self._unique(candidate)
             timed = self._timed(architecture, known, signature, unique=unique)
-            metrics |= timed.evaluation.metrics
-            own = timed.evaluation.job == candidate.job and not any(totals)
-            if timed.reused and not own:
-                saved_s += timed.evaluation.cost_s
-            else:
-                cost_s += timed.evaluation.cost_s
+            measured = timed.evaluation.metrics
+            shares.append(_share(timed, paid=timed.by(candidate.job) and not any(totals)))
+        recalled = self._memory.score(architecture, lambda *_: trained.evaluation.metrics)
+        metrics = {**recalled.metrics, **measured}
         return dataclasses.replace(
             candidate,
             state=CandidateState.EVALUATED,
@@ -276,14 +274,25 @@ class Scorer:
             spread=recalled.spread if recalled.repeats > 1 else {},
             repeats=recalled.repeats,
             feasible=within(self._request.limits, metrics),
-            reused_from=trained.evaluation.job if trained.reused else None,
-            saved_s=saved_s,
-            cost_s=cost_s,
+            reused_from=trained.evaluation.job if trained.spared else None,
+            saved_s=sum(share.cost_s for share in shares if share.spared),
+            cost_s=sum(share.cost_s for share in shares if not share.spared),
+        )
+
+    def _sample(
+        self, candidate: Candidate, architecture: Architecture, known: Known, number: int
+    ) -> Found:
+        """Return the evaluation ``number`` of what a candidate computes."""
+        info = self._info(known, str(candidate.signature))
+        return self._cache.once(
+            self._terms(candidate, number),
+            info | {"recipe": self._args["recipe"], "kind": "training"},
+            known,
+            lambda: self._train(candidate, architecture, number),
         )
 
     def _remember(self, candidate: Candidate, architecture: Architecture) -> None:
         """Have the memory learn again what a candidate on record had taught it."""
-        self._ledger.signatures[architecture.id] = str(candidate.signature)
 
         def evaluate(_: Architecture, number: int) -> Mapping[str, float]:
             found = self._cache.get(self._terms(candidate, number))

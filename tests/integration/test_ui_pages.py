@@ -29,7 +29,7 @@ VIEW.draw(Standing(connection=Connection(url="URL")))
 @pytest.fixture(scope="module")
 def reusing(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """A store, a job in it with one candidate, and the job that this was reused from."""
-    seed = seed_store(tmp_path_factory.mktemp("pages"))
+    seed = seed_store(tmp_path_factory.mktemp("pages"), candidates=6)
     store = open_store(seed.url)
     job = store.jobs.submit(JobKind.SEARCH, seed.done.spec)
     claimed = store.jobs.claim("w", lease_s=60, job_id=job.id)

@@ -78,8 +78,12 @@ def test_no_number_is_given_twice_though_all_was_forgotten() -> None:
         return {"accuracy": float(number)}
 
     deduping = Deduping(str, Policy(repeats=2, forget=1.0))
-    recalled = [deduping.score("a", evaluate) for _ in range(6)]
+    wanted, recalled = [], []
+    for _ in range(6):
+        wanted.append(deduping.wanted("a"))
+        recalled.append(deduping.score("a", evaluate))
     assert seen == [0, 1, 2, 3]
+    assert wanted == [0, 1, None, 2, 3, None]
     assert [item.metrics["accuracy"] for item in recalled] == [0.0, 0.5, 0.5, 2.0, 2.5, 2.5]
     assert [list(item.numbers) for item in recalled[2:4]] == [[0, 1], [2]]
     assert (deduping.total("a"), list(deduping.remembered("a"))) == (4, [])
