@@ -265,7 +265,7 @@ class _Settled:
             if not alike and not keyed:
                 return marks, "", []
             self._fill(marks)
-            self._program.restart()
+            self._program.restart(settling=True)
             logits, loss, inputs = self._forward(0, self.seed)
             gradients = _gradients(loss, [*self._tensors(), *inputs])
             active = _active(gradients[: len(self._sites)])
