@@ -39,11 +39,13 @@ class Program(Protocol):
     """A network in training mode on the CPU, in float64.
 
     ``silent`` are, after a run, values that are zero here but for an offset that the real
-    network would learn.
+    network would learn. ``opaque``: it may have operations of which nothing is known but
+    what they do to the values that they meet.
     """
 
     sites: list[Site]
     silent: list[Tensor]
+    opaque: bool
 
     def __call__(self, *inputs: Tensor) -> Tensor: ...
 
@@ -59,6 +61,8 @@ class Drawing:
 
     Vertices that nothing reads are left out.
     """
+
+    opaque = False
 
     def __init__(self, graph: Graph) -> None:
         self._vertices = graph.vertices
@@ -144,6 +148,8 @@ class Built:
     Buffers and parameters that ask for no gradient are part of what is computed. If it
     returns several tensors, they are one value side by side.
     """
+
+    opaque = True
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module.cpu().double()

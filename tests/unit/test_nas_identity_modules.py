@@ -61,7 +61,9 @@ def test_every_setting_of_a_convolution_or_a_norm_is_seen() -> None:
     ]  # fmt: skip
     networks = [image_net(item) for item in convs]
     networks += [image_net(conv(), item, nn.ReLU()) for item in norms]
-    networks += [image_net(conv(), item) for item in (nn.GELU(), nn.GELU("tanh"), nn.ELU())]
+    activations = [nn.GELU(), nn.GELU("tanh"), nn.ELU(), nn.ReLU(), nn.ReLU6(), nn.Hardswish()]
+    networks += [image_net(conv(), item) for item in activations]
+    networks += [image_net(conv(), nn.BatchNorm2d(8), item) for item in (nn.ReLU6(), nn.SiLU())]
     assert len({key(network, IMAGES) for network in networks}) == len(networks)
 
 
