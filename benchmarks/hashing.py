@@ -40,7 +40,7 @@ from nas.module_rewriting import equal_modules, near_modules
 from nas.plugins import catalogue, make_space
 from nas.protocols import SearchSpace
 from nas.rewriting import equal_pairs, near_misses
-from serving.runners.devices import local_devices
+from serving.runners.devices import local_devices, usable_cores
 from zoo.certificates import Signature
 from zoo.errors import BlockyardError, MissingDataError
 from zoo.spec import Architecture, TensorSpec
@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spaces", nargs="+", choices=spaces, default=spaces)
     parser.add_argument("--seeds", type=int, default=10, help="searches of each kind")
     parser.add_argument("--data", type=Path, default=Path(data) if data else None)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--json", action="store_true")
     return parser
 

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, int]] = {
 }
 BUDGETS: dict[str, tuple[int, ...]] = {
     "nas-bench-201": (100, 200, 300, 500),
-    "nas-bench-101": (50, 100, 200),
+    "nas-bench-101": (25, 50, 100),
 }
 """Of evaluations. The small cells of NAS-Bench-101 have few functions."""
 

@@ -31,10 +31,15 @@ _COLOUR_BITS = 20
 
 
 class Steady(Widened):
-    """While it is entered, dropout is seeded by its input; equal inputs are told apart in turn."""
+    """While it is entered, dropout is seeded by its input.
 
-    def __init__(self) -> None:
+    Args:
+        alike: Equal inputs lose the same values; else they are told apart in turn.
+    """
+
+    def __init__(self, *, alike: bool) -> None:
         super().__init__()
+        self._alike = alike
         self._seen: Counter[str] = Counter()
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -44,7 +49,7 @@ class Steady(Widened):
         colour = _colour(given)
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(derive_seed(0, "dropout", colour, self._seen[colour]))
-        self._seen[colour] += 1
+        self._seen[colour] += not self._alike
         try:
             return func(*args, **kwargs)
         finally:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, count, islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -59,6 +61,15 @@ def read_architecture(space: SearchSpace, text: str) -> Architecture:
     return architecture
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Architectures under way: the keys of all, those that are new, and their signatures."""
+
+    keys: list[str]
+    fresh: list[str]
+    signatures: Iterator[Signature]
+
+
 class Hasher:
     """Hashes architectures of one space; knows those that it has seen.
 
@@ -81,8 +92,11 @@ class Hasher:
     ) -> None:
         self._space = space
         self._task = (inputs, num_classes)
-        self._memo: dict[str, str] | None = {} if memo and isinstance(space, GraphSpace) else None
-        self._known: set[str] = set()
+        self._memo = memo and isinstance(space, GraphSpace)
+        self._numbers = count()
+        self._known: dict[str, str] = {}
+        self._begun: set[str] = set()
+        self._hashes: set[str] = set()
         self._open = ExitStack()
         self._pool: Executor | None = None
         if processes > 1:
@@ -102,31 +116,53 @@ class Hasher:
         self._open.close()
 
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
-        """Yield one hash a line, in order.
+        """Yield one hash a line, in order; a block is read while the one before is hashed.
 
         Raises:
             InvalidInputError: A line is no architecture; the message says which.
         """
         numbered = enumerate(texts, start=1)
-        while block := list(islice(numbered, _BLOCK)):
-            yield from self.hashes([self._read(number, text) for number, text in block])
+        waiting: deque[_Batch] = deque()
+        wrong: InvalidInputError | None = None
+        while wrong is None and (block := list(islice(numbered, _BLOCK))):
+            try:
+                waiting.append(self._submit([self._read(number, text) for number, text in block]))
+            except InvalidInputError as error:
+                wrong = error
+            if len(waiting) > 1:
+                yield from self._collect(waiting.popleft())
+        while waiting:
+            yield from self._collect(waiting.popleft())
+        if wrong is not None:
+            raise wrong
 
     def hashes(self, architectures: Sequence[Architecture]) -> list[str]:
         """Return the hash of each; a hash that rounding may have moved is that of its kin."""
-        known: dict[str, str] = {}
-        keys = list(map(str, range(len(architectures))))
-        if self._memo is not None:
-            known = self._memo
+        return self._collect(self._submit(architectures))
+
+    def _submit(self, architectures: Sequence[Architecture]) -> _Batch:
+        """Start on what is new among ``architectures``."""
+        if not self._memo:
+            keys = [str(next(self._numbers)) for _ in architectures]
+        else:
             keys = [self._drawing(item) for item in architectures]
         fresh = {
             key: item.choices
             for key, item in zip(keys, architectures, strict=True)
-            if key not in known
+            if key not in self._known and key not in self._begun
         }
-        for key, signature in zip(fresh, self._run(list(fresh.values())), strict=True):
-            known[key] = signature.among(self._known)
-            self._known.add(known[key])
-        return [known[key] for key in keys]
+        self._begun.update(fresh)
+        return _Batch(keys, list(fresh), self._run(list(fresh.values())))
+
+    def _collect(self, batch: _Batch) -> list[str]:
+        for key, signature in zip(batch.fresh, batch.signatures, strict=True):
+            self._known[key] = signature.among(self._hashes)
+            self._hashes.add(self._known[key])
+        found = [self._known[key] for key in batch.keys]
+        self._begun.difference_update(batch.fresh)
+        if not self._memo:
+            self._known.clear()
+        return found
 
     def _read(self, number: int, text: str) -> Architecture:
         try:
@@ -142,11 +178,9 @@ class Hasher:
 
     def _run(self, choices: Sequence[Choices]) -> Iterator[Signature]:
         if self._pool is None or len(choices) <= _CHUNK:  # too few to start processes for
-            yield from _hash_all(self._space, self._task, choices)
-            return
+            return _hash_all(self._space, self._task, choices)
         chunks = [choices[at : at + _CHUNK] for at in range(0, len(choices), _CHUNK)]
-        for found in self._pool.map(_hash_chunk, chunks):
-            yield from found
+        return chain.from_iterable(self._pool.map(_hash_chunk, chunks))
 
 
 def _hash_all(

@@ -64,6 +64,10 @@ LEARNING_RATE = 0.1
 ORDER = (0, 1)
 """The batches trained on, one step each."""
 
+LOUD = 8.0
+"""What inputs, scales and offsets of a module are multiplied by in a last run, so that
+activations are told apart that differ in large values only, as ReLU and ReLU6."""
+
 _COLOUR_BITS = 20
 _FLOOR = 2.0**-40
 _INERT = 2.0**-36
@@ -185,7 +189,7 @@ def identify_program(
         probe=probe,
         values=tuple(np.where(np.abs(values) <= _FLOOR, 0.0, values).tolist()),
         learns_constant=silent,
-        diverges=not all(bool(item.isfinite().all()) for item in outputs),
+        diverges=not bool(outputs[0].isfinite().all()),
     )
     return Identity(signature=_signature(settled, order), proof=proof)
 
@@ -265,7 +269,7 @@ class _Settled:
             if not alike and not keyed:
                 return marks, "", []
             self._fill(marks)
-            self._program.restart()
+            self._program.restart(settling=True)
             logits, loss, inputs = self._forward(0, self.seed)
             gradients = _gradients(loss, [*self._tensors(), *inputs])
             active = _active(gradients[: len(self._sites)])
@@ -286,7 +290,8 @@ class _Settled:
         """Return what there is to hash after training, and whether a constant is learned.
 
         That is the logits and their gradients at the inputs; integers have none, and there
-        it is the size of the gradient of all weights.
+        it is the size of the gradient of all weights. Of an opaque network it is the logits
+        of a loud run, too.
         """
         self._fill(self._marks)
         self._program.restart()
@@ -305,8 +310,19 @@ class _Settled:
         found = _gradients(loss, [*silent, *inputs, *tensors])
         offsets, found = found[: len(silent)], found[len(silent) :]
         sizes = [torch.tensor([_norm(found[len(inputs) :])])] if tensors else []
-        outputs = [logits.detach(), *found[: len(inputs)], *sizes]
+        loud = [self._loud(seed)] if self._program.opaque else []
+        outputs = [logits.detach(), *found[: len(inputs)], *sizes, *loud]
         return outputs, any(bool(item.any()) for item in offsets)
+
+    def _loud(self, seed: int) -> Tensor:
+        with torch.no_grad():
+            for tensor in self._tensors():
+                if tensor.ndim < 2:
+                    tensor.mul_(LOUD)
+            given = (
+                item * LOUD if item.is_floating_point() else item for item in self._given(-1, seed)
+            )
+            return self._program(*given)
 
     def _tensors(self) -> list[nn.Parameter]:
         return [site.tensor for site in self._sites]
@@ -318,14 +334,17 @@ class _Settled:
 
     def _forward(self, batch: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return logits, loss, and those of the inputs that have a gradient."""
-        given = [
-            _input(spec, position, limit, seed, batch)
-            for position, (spec, limit) in enumerate(zip(self._inputs, self._limits, strict=True))
-        ]
+        given = self._given(batch, seed)
         smooth = [item.requires_grad_() for item in given if item.is_floating_point()]
         logits = self._program(*given)
         target = _uniform(tuple(logits.shape), derive_seed(seed, "target", batch))
         return logits, (logits - target).square().mean() / 2, smooth
+
+    def _given(self, batch: int, seed: int) -> list[Tensor]:
+        return [
+            _input(spec, position, limit, seed, batch)
+            for position, (spec, limit) in enumerate(zip(self._inputs, self._limits, strict=True))
+        ]
 
 
 def _active(gradients: Sequence[Tensor]) -> list[bool]:

@@ -39,16 +39,21 @@ class Program(Protocol):
     """A network in training mode on the CPU, in float64.
 
     ``silent`` are, after a run, values that are zero here but for an offset that the real
-    network would learn.
+    network would learn. ``opaque``: it may have operations of which nothing is known but
+    what they do to the values that they meet.
     """
 
     sites: list[Site]
     silent: list[Tensor]
+    opaque: bool
 
     def __call__(self, *inputs: Tensor) -> Tensor: ...
 
-    def restart(self) -> None:
-        """Forget earlier runs: buffers are what they were, concatenations are ordered anew."""
+    def restart(self, *, settling: bool = False) -> None:
+        """Forget earlier runs: buffers are what they were, concatenations are ordered anew.
+
+        While weights settle, what is alike is treated alike: by one dropout, too.
+        """
 
 
 class Drawing:
@@ -56,6 +61,8 @@ class Drawing:
 
     Vertices that nothing reads are left out.
     """
+
+    opaque = False
 
     def __init__(self, graph: Graph) -> None:
         self._vertices = graph.vertices
@@ -71,6 +78,7 @@ class Drawing:
             for part in module.modules()
         )
         self._state = _state(self._modules.values())
+        self._settling = False
         self._orders: dict[int, list[list[int]]] = {}
         self.silent: list[Tensor] = []
         self.sites = [
@@ -86,12 +94,13 @@ class Drawing:
             _leave(self._vertices[at], module)
         self._modules = {}
 
-    def restart(self) -> None:
+    def restart(self, *, settling: bool = False) -> None:
+        self._settling = settling
         self._orders.clear()
         _restore(self._state)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        with Steady() if self._drops else nullcontext():
+        with Steady(alike=self._settling) if self._drops else nullcontext():
             return self._run(inputs[0])
 
     def _run(self, images: Tensor) -> Tensor:
@@ -140,11 +149,14 @@ class Built:
     returns several tensors, they are one value side by side.
     """
 
+    opaque = True
+
     def __init__(self, module: nn.Module) -> None:
         self._module = module.cpu().double()
         with suppress(NotImplementedError):  # an exported module is what it was exported as
             self._module.train()
         self._state = _state([self._module])
+        self._settling = False
         self.silent: list[Tensor] = []
         self.sites = [
             Site(f"{list(tensor.shape)}", tensor)
@@ -152,17 +164,19 @@ class Built:
             if tensor.requires_grad
         ]
 
-    def restart(self) -> None:
+    def restart(self, *, settling: bool = False) -> None:
+        self._settling = settling
         _restore(self._state)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         torch.default_generator.manual_seed(0)  # of what is random beside dropout
-        with Steady():
+        with Steady(alike=self._settling):
             # A value that may be worked on in place, as a leaf may not.
             found = self._module(*(item.clone() for item in inputs))
-        if isinstance(found, Tensor):
-            return _real(found)
-        return torch.cat([_real(item).reshape(-1) for item in flat(found) if not _integral(item)])
+        parts = [_real(item) for item in flat(found) if not _integral(item)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([part.reshape(-1) for part in parts])
 
 
 def _real(tensor: Tensor) -> Tensor:

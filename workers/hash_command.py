@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 
 from nas.hashing import Hasher
 from nas.plugins import make_space
+from serving.runners.devices import usable_cores
 from zoo.errors import BlockyardError, InvalidInputError
 from zoo.spec import TensorSpec
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
             inputs=TensorSpec(shape=shape),
             num_classes=options.classes,
             memo=not options.no_memo,
-            processes=options.processes or os.cpu_count() or 1,
+            processes=options.processes or usable_cores(),
         ) as hasher:
             for line in hasher.lines(line for line in sys.stdin if line.strip()):
                 sys.stdout.write(f"{line}\n")

@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nas.identity import identify_module
 from zoo.certificates import CONFIRMED_BITS, Certificate, Proof, Signature
 from zoo.errors import InvalidInputError
-from zoo.signature import hash_tensors, probes, weight_proof, weight_signature
+from zoo.signature import (
+    hash_tensors,
+    integer_limits,
+    probes,
+    probes_for,
+    weight_proof,
+    weight_signature,
+)
 from zoo.spec import TensorSpec
 
 VECTOR = TensorSpec(shape=(6,))
@@ -50,8 +59,8 @@ def test_a_signature_is_the_known_one_of_its_neighbours() -> None:
     assert signature.among(set()) == "a"
 
 
-def proof(*values: float, probe: str = "p", learns_constant: bool = False) -> Proof:
-    return Proof(probe=probe, values=values, learns_constant=learns_constant)
+def proof(*values: float, probe: str = "p", **marks: bool) -> Proof:
+    return Proof(probe=probe, values=values, **marks)
 
 
 def test_equal_up_to_rounding_is_confirmed_with_its_deviation() -> None:
@@ -70,6 +79,7 @@ def test_equal_up_to_rounding_is_confirmed_with_its_deviation() -> None:
         (proof(1.0), "different probes"),
         (proof(1.0, math.nan), "finite where the other is not"),
         (proof(1.0, 4.0, learns_constant=True), "learn a constant"),
+        (proof(1.0, 4.0, diverges=True), "diverges"),
     ],
 )
 def test_what_is_not_the_same_is_refused_with_the_reason(other: Proof, reason: str) -> None:
@@ -85,7 +95,7 @@ def test_nan_equals_nan_and_zeros_equal_zeros() -> None:
 
 
 def test_a_proof_survives_json_bit_for_bit() -> None:
-    made = proof(0.1, math.inf, -1e-300, learns_constant=True)
+    made = proof(0.1, math.inf, -1e-300, learns_constant=True, diverges=True)
     assert Proof.from_json(made.to_json()) == made
     with pytest.raises(InvalidInputError, match="no proof"):
         Proof.from_json({"probe": "p"})
@@ -140,6 +150,70 @@ def test_a_difference_beyond_the_hash_is_caught_by_the_proof() -> None:
     assert certificate.deviation is not None
 
 
+def agree(first: Any, second: Any, spec: TensorSpec) -> list[bool]:
+    """Return whether two functions have one hash, and whether it is confirmed."""
+    keys = [weight_signature(way, probes_for(way, [spec])).key for way in (first, second)]
+    proofs = [weight_proof(way, [spec]) for way in (first, second)]
+    return [keys[0] == keys[1], proofs[0].compare(proofs[1]).confirmed]
+
+
+def test_embeddings_that_differ_in_some_tokens_are_told_apart() -> None:
+    tokens = TensorSpec(shape=(5,), dtype="int64")
+    table, other = nn.Embedding(1000, 4), nn.Embedding(1000, 4)
+    with torch.no_grad():
+        other.weight.copy_(table.weight)
+        other.weight[300:] += 0.1
+    array = table.weight.detach().double().numpy()
+    assert agree(table, lambda ids: array[ids], tokens) == [True, True]
+    assert agree(table, other, tokens) == [False, False]
+
+
+@pytest.mark.parametrize("size", [2, 3, 1000])
+def test_a_vocabulary_is_found_by_trying(size: int) -> None:
+    table = nn.Embedding(size, 2)
+    tokens = TensorSpec(shape=(6,), dtype="int64")
+    assert integer_limits(lambda inputs: table(*inputs), [tokens]) == [size]
+    spread = probes([tokens], limits=[size])[0]
+    assert spread[0].max() <= 1
+    assert spread.max() < size
+    assert spread.max() > 0.8 * size - 1
+
+
+def test_functions_that_work_in_place_leave_the_probes_alone() -> None:
+    def doubled(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        x *= 2
+        return x
+
+    inputs = probes([VECTOR])
+    first = weight_signature(doubled, inputs).key
+    assert torch.equal(inputs[0], probes([VECTOR])[0])
+    assert weight_signature(doubled, inputs).key == first
+
+
+def test_complex_values_and_caches_are_hashed_and_chance_is_fixed() -> None:
+    assert agree(np.fft.fft, lambda x: np.fft.fft(x).conj(), VECTOR) == [False, False]
+    assert agree(lambda x: [x, iter([x.sum(-1)])], lambda x: (x, x.sum(-1)), VECTOR)[0]
+
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x, 0.5)  # in evaluation too
+
+    assert agree(Noisy(), Noisy(), VECTOR) == [True, True]
+
+
+def test_casts_to_float32_lose_nothing() -> None:
+    class Cast(nn.Module):
+        def __init__(self, narrow: bool) -> None:
+            super().__init__()
+            self.narrow = narrow
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.to(torch.float32) if self.narrow else x
+            return torch.softmax(y, -1, dtype=torch.float32 if self.narrow else None)
+
+    assert agree(Cast(True), Cast(False), VECTOR) == [True, True]
+
+
 def test_what_is_no_array_cannot_be_hashed() -> None:
     with pytest.raises(InvalidInputError, match="a str cannot be hashed"):
         weight_signature(lambda x: "logits", probes([VECTOR]))
@@ -154,6 +228,62 @@ def _vision_schemas() -> Iterator[None]:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield
     library._destroy()
+
+
+class LlamaByHand(nn.Module):
+    """What a Llama of one layer and one head computes, in float64 throughout."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.model, self.out = source.model, source.lm_head.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, (layer,) = self.model.embed_tokens.weight[tokens], self.model.layers
+        size = tokens.shape[1]
+        turned = torch.arange(size)[:, None] * self.model.rotary_emb.inv_freq.repeat(2)
+        y = self.norm(x, layer.input_layernorm.weight)
+        q, k, v = (y @ getattr(layer.self_attn, f"{name}_proj").weight.T for name in "qkv")
+        q, k = (
+            part * turned.cos() + torch.cat([-part[..., 4:], part[..., :4]], -1) * turned.sin()
+            for part in (q, k)
+        )
+        later = torch.full((size, size), -torch.inf, dtype=x.dtype).triu(1)
+        mixed = ((q @ k.transpose(-1, -2)) / 8**0.5 + later).softmax(-1) @ v
+        x = x + mixed @ layer.self_attn.o_proj.weight.T
+        y, dense = self.norm(x, layer.post_attention_layernorm.weight), layer.mlp
+        gated = nn.functional.silu(y @ dense.gate_proj.weight.T) * (y @ dense.up_proj.weight.T)
+        return self.norm(x + gated @ dense.down_proj.weight.T, self.model.norm.weight) @ self.out.T
+
+    def norm(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6) * scale
+
+
+class LogitsOf(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.model(tokens, use_cache=False).logits
+        return logits
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_vision_schemas")
+def test_a_model_of_transformers_is_the_one_written_by_hand() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    model, tokens = LlamaForCausalLM(config), TensorSpec(shape=(5,), dtype="int64")
+    assert agree(LogitsOf(model), LlamaByHand(model), tokens) == [True, True]
+    assert agree(model, model, tokens) == [True, True]  # with its cache
+    assert agree(LogitsOf(model), LogitsOf(LlamaForCausalLM(config)), tokens) == [False, False]
+    learning = [identify_module(way, [tokens]) for way in (LogitsOf(model), LlamaByHand(model))]
+    assert learning[0].signature.key == learning[1].signature.key
+    assert learning[0].proof.compare(learning[1].proof).confirmed
 
 
 @pytest.mark.slow
@@ -177,5 +307,5 @@ def test_imported_models_are_hashed_by_what_they_compute() -> None:
     for make, spec in ((lambda: BertModel(config), tokens), (vit, images)):
         model, again = make(), make()
         again.load_state_dict(model.state_dict())
-        keys = [weight_signature(m, probes([spec])).key for m in (model, again, make())]
-        assert keys[0] == keys[1] != keys[2]
+        assert agree(model, again, spec) == [True, True]
+        assert agree(model, make(), spec) == [False, False]
