@@ -14,6 +14,7 @@ from nas.cost.analytic import cost
 from nas.methods.bossnas import blockwise
 from nas.plugins import make_space
 from nas.spaces.hytra import BOSSNET_T0, BOSSNET_T1, SCALES, HytraSpace, legal_paths
+from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nats_size import NatsSizeSpace
 from zoo.builders import build_chain
 from zoo.errors import InvalidInputError
@@ -27,6 +28,14 @@ CUTS: dict[str, tuple[str, dict[str, object], int]] = {
     "hytra": ("hytra", {"widths": [16, 16, 8, 8], "layers": [2, 2], "stem": 4, "head_dim": 2}, 16),
     "nats": ("nats-bench-size", {"widths": [2, 4, 6]}, 8),
     "macro": ("nas-bench-macro", {"channels": 2}, 8),
+    "mbconv-se": (
+        "mbconv-se",
+        {
+            "widths": [4, 6], "layers": [2, 1], "strides": [1, 2], "stem": 4, "first": 4,
+            "last": 8, "features": 8,
+        },
+        8,
+    ),
     "mbconv": (
         "mbconv",
         {
@@ -189,6 +198,8 @@ def test_operations_share_all_but_their_entrance_between_scales() -> None:
 def test_the_cuts_have_the_published_numbers_of_paths() -> None:
     nats = blockwise(NatsSizeSpace())
     assert [len(nats.paths(block, 0)) for block in range(3)] == [64, 64, 8]
+    mbconv = blockwise(MBConvSESpace())
+    assert [len(mbconv.paths(block, 0)) for block in range(5)] == [16, 256, 256, 256, 256]
     macro = blockwise(make_space("nas-bench-macro"))
     assert [len(macro.paths(block, 0)) for block in range(3)] == [9, 27, 27]
 

@@ -109,7 +109,8 @@ def lars_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     Excluded are all parameters of normalisations, whatever their name, and all biases.
     """
-    adapted, excluded = [], []
+    adapted: list[nn.Parameter] = []
+    excluded: list[nn.Parameter] = []
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             apart = isinstance(part, _NORMS) or name.endswith("bias")

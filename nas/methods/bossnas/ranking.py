@@ -106,6 +106,7 @@ class Walker:
         Args:
             batches: Inputs of the stage ``(batch, channels, height, width)``, of all views.
         """
+        self.stage.train()
         features = self._measured(ENTRY, self.stage.entry, self.stage.entry, batches)
         self._calibrate(self.root, features)
 
@@ -131,7 +132,6 @@ class Walker:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over batches
-        part.train()
         outputs = [run(item) for item in features]
         self.statistics[key] = tuple(
             (norm, norm.running_mean.clone(), norm.running_var.clone())
@@ -148,7 +148,8 @@ class Walker:
 
         Both run as one batch: in evaluation mode images do not see each other.
         """
-        entry = self._scored(ENTRY, self.stage.entry, self.stage.entry, torch.cat(views))
+        self.stage.eval()
+        entry = self._scored(ENTRY, self.stage.entry, torch.cat(views))
         for path, projected in self._walk(self.root, entry):
             yield path, (projected[: len(views[0])], projected[len(views[0]) :])
 
@@ -156,17 +157,14 @@ class Walker:
         if node.leaf:
             self.work.heads += 2
             head = self._head(node.path)
-            yield node.path, self._scored(("head", *node.path), self.stage.head, head, features)
+            yield node.path, self._scored(("head", *node.path), head, features)
         for child in node.children:
             at, prefix = node.depth, child.path[: child.depth]
-            part, run = self._part(child.path, at), self._layer(child.path, at)
             self.work.layers += 2
-            yield from self._walk(child, self._scored(prefix, part, run, features))
+            run = self._layer(child.path, at)
+            yield from self._walk(child, self._scored(prefix, run, features))
 
-    def _scored(
-        self, key: Key, part: nn.Module, run: Callable[[Tensor], Tensor], features: Tensor
-    ) -> Tensor:
-        part.eval()
+    def _scored(self, key: Key, run: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         load(self.statistics[key])
         return run(features)
 
@@ -227,7 +225,11 @@ class BlockRanking:
 
     def install(self, path: Path) -> None:
         """Leave the statistics of ``path`` in the online network's batch norms."""
-        keys = [ENTRY, *(path[: depth + 1] for depth in range(len(path))), ("head", *path)]
+        keys: list[Key] = [
+            ENTRY,
+            *(path[: depth + 1] for depth in range(len(path))),
+            ("head", *path),
+        ]
         for key in keys:
             load(self._online.statistics[key])
 

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from nas.blockwise import Blockwise, BlockwiseSpace
-from nas.methods.bossnas.supernets.fixed import macro_blockwise, mbconv_blockwise
+from nas.methods.bossnas.supernets.fixed import (
+    macro_blockwise,
+    mbconv_blockwise,
+    mbconv_se_blockwise,
+)
 from nas.methods.bossnas.supernets.hybrid import HybridBlockwise
 from nas.methods.bossnas.supernets.hytra import HytraBlockwise
 from nas.methods.bossnas.supernets.nats import NatsBlockwise
@@ -14,6 +18,7 @@ from nas.protocols import SearchSpace
 from nas.spaces.hybrid import HybridSpace
 from nas.spaces.hytra import HytraSpace
 from nas.spaces.mbconv import MBConvSpace
+from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nasbench_macro import NasBenchMacroSpace
 from nas.spaces.nats_size import NatsSizeSpace
 from zoo.errors import InvalidInputError
@@ -22,6 +27,7 @@ CUTS: dict[type, Callable[[Any], Blockwise]] = {
     HybridSpace: HybridBlockwise,
     HytraSpace: HytraBlockwise,
     MBConvSpace: mbconv_blockwise,
+    MBConvSESpace: mbconv_se_blockwise,
     NasBenchMacroSpace: macro_blockwise,
     NatsSizeSpace: NatsBlockwise,
 }

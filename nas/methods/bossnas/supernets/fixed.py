@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from nas.blockwise import Blockwise, Path, SearchBlock, all_paths, cut
 from nas.spaces.mbconv import MBConvSpace
+from nas.spaces.mbconv_se import OPERATIONS as MBCONV_SE
+from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nasbench_macro import OPERATIONS, STAGES, NasBenchMacroSpace
 from zoo.builders import build, build_chain
 from zoo.families import nasbench_macro as macro
@@ -167,4 +169,21 @@ def mbconv_blockwise(space: MBConvSpace) -> Blockwise:
         before=space.stem_specs,
         options=options,
         after=lambda inputs, classes: space.head_specs(inputs, num_classes=classes),
+    )
+
+
+def mbconv_se_blockwise(space: MBConvSESpace) -> Blockwise:
+    """Cut the MBConv space of BossNAS into its stages: 16 and four times 256 paths."""
+
+    def options(layer: int, given: TensorSpec) -> Options:
+        return tuple(space.layer(layer, choice, given) for choice in range(len(MBCONV_SE)))
+
+    return FixedBlockwise(
+        layers=space.layers,
+        counts=space.cardinalities(),
+        architecture=space.architecture,
+        check=space.check,
+        before=space.before,
+        options=options,
+        after=space.after,
     )
