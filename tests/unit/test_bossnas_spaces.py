@@ -204,6 +204,12 @@ def test_the_cuts_have_the_published_numbers_of_paths() -> None:
     assert [len(macro.paths(block, 0)) for block in range(3)] == [9, 27, 27]
 
 
+def test_the_mbconv_space_contains_efficientnet_b0() -> None:
+    space = MBConvSESpace(layers=(2, 2, 3, 3, 4))
+    network = space.build(space.parse("00|11|000|111|1111"), inputs=IMAGE, num_classes=1000)
+    assert sum(item.numel() for item in network.parameters()) == 5_288_548
+
+
 def test_a_space_that_nobody_cut_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="give it a method blockwise"):
         blockwise(make_space("nas-bench-201"))
