@@ -34,7 +34,7 @@ from typing import final
 from nas.blockwise import Path, cut
 from nas.spaces.categorical import CategoricalSpace, count
 from zoo.canonical import Json
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.hytra import BOTTLENECK, head_spec, layer_spec, stem_spec
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
@@ -48,8 +48,9 @@ NUM_OPS = len(SCALES)
 NUM_SCALES = max(SCALES) + 1
 
 BOSSNET_T0 = "5433|3230|0010|0000"
-BOSSNET_T1 = BOSSNET_T0
-"""The same layers as T0, in the space whose ``last_stride`` is 1."""
+
+PUBLISHED = {"bossnet_t0": 2, "bossnet_t1": 1}
+"""The published networks: both have the layers of T0; the ``last_stride`` of their spaces."""
 
 
 def legal_paths(k: int, layers: int = 4) -> tuple[Path, ...]:
@@ -233,3 +234,15 @@ class HytraSpace(CategoricalSpace):
             right = at + 1 == len(choices) or follows(SCALES[op], SCALES[choices[at + 1]])
             if left and right:
                 yield (*choices[:at], op, *choices[at + 1 :])
+
+
+def published(name: str) -> tuple[HytraSpace, Architecture]:
+    """Return a published network and its space; ``name`` is one of ``PUBLISHED``.
+
+    Raises:
+        UnknownNameError: There is no such network.
+    """
+    if name not in PUBLISHED:
+        raise UnknownNameError("published network", name, PUBLISHED)
+    space = HytraSpace(last_stride=PUBLISHED[name])
+    return space, space.parse(BOSSNET_T0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from nas.blockwise import Blockwise, BlockwiseSpace
 from nas.methods.bossnas.supernets.fixed import (
@@ -21,8 +20,7 @@ from nas.spaces.nasbench_macro import NasBenchMacroSpace
 from nas.spaces.nats_size import NatsSizeSpace
 from zoo.errors import InvalidInputError
 
-CUTS: dict[type, Callable[[Any], Blockwise]] = {
-    HytraSpace: HytraBlockwise,
+_CUTS: dict[type, Callable[..., Blockwise]] = {
     MBConvSpace: mbconv_blockwise,
     MBConvSESpace: mbconv_se_blockwise,
     NasBenchMacroSpace: macro_blockwise,
@@ -30,17 +28,26 @@ CUTS: dict[type, Callable[[Any], Blockwise]] = {
 }
 
 
-def blockwise(space: SearchSpace) -> Blockwise:
+def blockwise(space: SearchSpace, layers: Sequence[int] | None = None) -> Blockwise:
     """Cut a space into blocks.
 
+    Args:
+        space: One of those above, or one that says itself how it is cut.
+        layers: Number of layers of each block; None for the published cut.
+
     Raises:
-        InvalidInputError: Nobody says how.
+        InvalidInputError: Nobody says how the space is cut, or ``layers`` do not fit it.
     """
-    if isinstance(space, BlockwiseSpace):
-        return space.blockwise()
-    for kind, make in CUTS.items():
+    if isinstance(space, BlockwiseSpace | HytraSpace):
+        if layers is not None:
+            raise InvalidInputError(
+                f"the space {space.describe()['name']!r} is cut only as it says itself, not into "
+                f"{list(layers)} layers"
+            )
+        return HytraBlockwise(space) if isinstance(space, HytraSpace) else space.blockwise()
+    for kind, make in _CUTS.items():
         if isinstance(space, kind):
-            return make(space)
+            return make(space) if layers is None else make(space, layers)
     raise InvalidInputError(
         f"the space {space.describe()['name']!r} is not cut into blocks; give it a method "
         "blockwise() (nas.blockwise), or search another one"
