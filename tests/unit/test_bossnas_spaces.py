@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nas.blockwise import Blockwise, Path
 from nas.cost.analytic import cost
+from nas.identity import network_signature
 from nas.methods.bossnas import blockwise
 from nas.methods.bossnas.supernets.nats import CIFAR100_BLOCKS
 from nas.plugins import make_space
@@ -204,6 +205,19 @@ def test_the_cuts_have_the_published_numbers_of_paths() -> None:
     assert [len(mbconv.paths(block, 0)) for block in range(5)] == [16, 256, 256, 256, 256]
     macro = blockwise(make_space("nas-bench-macro"))
     assert [len(macro.paths(block, 0)) for block in range(3)] == [9, 27, 27]
+
+
+def test_networks_that_differ_have_different_functional_hashes() -> None:
+    inputs = TensorSpec(shape=(3, 16, 16))
+    small = MBConvSESpace(
+        widths=(4, 6), layers=(1, 1), strides=(1, 2), stem=4, first=4, last=8, features=8
+    )
+    for space, texts in ((TINY, ("5432", "5433", "5423")), (small, ("00", "01", "20"))):
+        hashes = {
+            network_signature(space, space.parse(text), inputs=inputs, num_classes=3).key
+            for text in texts
+        }
+        assert len(hashes) == 3
 
 
 def test_the_mbconv_space_contains_efficientnet_b0() -> None:
