@@ -151,7 +151,9 @@ class Walker:
         self.stage.eval()
         entry = self._scored(ENTRY, self.stage.entry, torch.cat(views))
         for path, projected in self._walk(self.root, entry):
-            yield path, (projected[: len(views[0])], projected[len(views[0]) :])
+            # In half precision a sum over a thousand paths would lose what tells them apart.
+            first, second = projected.float().tensor_split([len(views[0])])
+            yield path, (first, second)
 
     def _walk(self, node: Node, features: Tensor) -> Iterator[tuple[Path, Tensor]]:
         if node.leaf:
