@@ -213,7 +213,9 @@ class Siamese:
         """Cut all views into one part a device."""
         if len(self.replicas) == 1:
             return [pairs]
-        known = {id(pair): [view.tensor_split(len(self.replicas)) for view in pair] for pair in pairs}
+        known = {
+            id(pair): [view.tensor_split(len(self.replicas)) for view in pair] for pair in pairs
+        }
         shards: list[Sequence[Views]] = []
         for at, replica in enumerate(self.replicas):
             moved = {
