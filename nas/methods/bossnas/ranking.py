@@ -45,7 +45,10 @@ ENTRY: Key = ("entry",)
 
 @dataclass(frozen=True)
 class Node:
-    """A prefix of legal paths; ``path`` is any path that begins with it, ``leaf`` its end."""
+    """A prefix of legal paths.
+
+    ``path`` is one that begins with it, the prefix itself if it is a whole path (``leaf``).
+    """
 
     depth: int
     path: Path
@@ -58,18 +61,16 @@ class Node:
 
 
 def trie(paths: Sequence[Path]) -> Node:
-    """Return the root of the trie of distinct ``paths``, all of one length.
-
-    Its leaves come in the order of the paths if they are in lexical order.
-    """
+    """Return the root of the trie of distinct ``paths``, which may differ in length."""
 
     def grow(depth: int, members: Sequence[Path]) -> Node:
         branches: dict[int, list[Path]] = {}
-        if depth < len(members[0]):
-            for path in members:
+        for path in members:
+            if depth < len(path):
                 branches.setdefault(path[depth], []).append(path)
+        ends = next((path for path in members if len(path) == depth), None)
         children = tuple(grow(depth + 1, branch) for branch in branches.values())
-        return Node(depth, members[0], not children, children)
+        return Node(depth, members[0] if ends is None else ends, ends is not None, children)
 
     return grow(0, paths)
 
@@ -189,7 +190,7 @@ class BlockRanking:
     Args:
         online: The online network's stage, whose head predicts.
         target: The target network's stage.
-        paths: All legal paths, distinct, of one length.
+        paths: All legal paths, distinct.
         interface: The interface that a path leaves.
         calibration: Batches of two views, inputs of a stage, that statistics are taken from.
     """
