@@ -53,10 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "params": {"epochs": 50, "warmup_epochs": 2, "batch_size": 1024, "accumulate": 4},
     },
     "small": {
-        "data": "cifar10", "pixels": 16, "images": 768,
+        "data": "cifar10", "pixels": 16, "images": 512,
         "params": {
-            "epochs": 4, "warmup_epochs": 1, "batch_size": 64, "accumulate": 1, "lr": 4.8,
-            "features": 256, "hidden": 512, "projection": 64, "ranking_images": 256,
+            "epochs": 2, "warmup_epochs": 1, "batch_size": 64, "accumulate": 1, "lr": 4.8,
+            "features": 256, "hidden": 512, "projection": 64, "ranking_images": 128,
             "calibration_images": 128,
         },
     },

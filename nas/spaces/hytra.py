@@ -28,13 +28,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import final
+from functools import cached_property, partial
+from typing import Any, final
 
 from nas.blockwise import Path, cut
+from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
+from zoo.builders import build
 from zoo.canonical import Json
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.hytra import BOTTLENECK, head_spec, layer_spec, stem_spec
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
@@ -48,8 +50,9 @@ NUM_OPS = len(SCALES)
 NUM_SCALES = max(SCALES) + 1
 
 BOSSNET_T0 = "5433|3230|0010|0000"
-BOSSNET_T1 = BOSSNET_T0
-"""The same layers as T0, in the space whose ``last_stride`` is 1."""
+
+PUBLISHED = {"bossnet_t0": 2, "bossnet_t1": 1}
+"""The published networks: both have the layers of T0; the ``last_stride`` of their spaces."""
 
 
 def legal_paths(k: int, layers: int = 4) -> tuple[Path, ...]:
@@ -212,6 +215,19 @@ class HytraSpace(CategoricalSpace):
             before = SCALES[op]
         return (*specs, head_spec(specs[-1].outputs[0], num_classes=num_classes))
 
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``, eight channels wide and at most 64 pixels high."""
+        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
+        in_chans, *size = inputs.shape
+        thin = TensorSpec(shape=(in_chans, *(min(side or 64, 64) for side in size)))
+        graph = Graph(thin)
+        at = graph.input()
+        for spec in specs:
+            drawn = _thin(spec, thin, num_classes)
+            at = graph.apply(f"{spec.op} {spec.id}", partial(build, drawn), at)
+            thin = drawn.outputs[0]
+        return graph
+
     def _goes_on(self, choices: Sequence[int], op: int) -> bool:
         return not choices or follows(SCALES[choices[-1]], SCALES[op])
 
@@ -233,3 +249,25 @@ class HytraSpace(CategoricalSpace):
             right = at + 1 == len(choices) or follows(SCALES[op], SCALES[choices[at + 1]])
             if left and right:
                 yield (*choices[:at], op, *choices[at + 1 :])
+
+
+def _thin(spec: BlockSpec, inputs: TensorSpec, num_classes: int) -> BlockSpec:
+    """Return ``spec`` on other inputs, eight channels wide, with one head."""
+    if spec.op == "hytra.stem":
+        return stem_spec(inputs, channels=8)
+    if spec.op == "hytra.head":
+        return head_spec(inputs, num_classes=num_classes)
+    settings: dict[str, Any] = dict(spec.params)
+    return layer_spec(inputs, **(settings | {"channels": 8, "head_dim": 2}))
+
+
+def published(name: str) -> tuple[HytraSpace, Architecture]:
+    """Return a published network and its space; ``name`` is one of ``PUBLISHED``.
+
+    Raises:
+        UnknownNameError: There is no such network.
+    """
+    if name not in PUBLISHED:
+        raise UnknownNameError("published network", name, PUBLISHED)
+    space = HytraSpace(last_stride=PUBLISHED[name])
+    return space, space.parse(BOSSNET_T0)

@@ -19,7 +19,7 @@ from nas.cost.analytic import cost
 from nas.data import DataSet, Split
 from nas.methods.bossnas import BossNAS, Option, best_networks, blockwise
 from nas.methods.bossnas.heads import HeadSizes
-from nas.methods.bossnas.ranking import BlockRanking, Views, batch_norms, trie
+from nas.methods.bossnas.ranking import BlockRanking, Node, Views, batch_norms, trie
 from nas.methods.bossnas.siamese import Siamese
 from nas.plugins import MethodContext, make_method, make_space
 from nas.protocols import SearchSpace, StepReport
@@ -242,6 +242,17 @@ def test_the_tries_of_the_published_blocks_have_the_known_numbers_of_layers() ->
     assert [len(trie(legal_paths(k))) for k in (4, 3, 2, 1)] == [74, 148, 128, 30]
     four = tuple(product(range(4), repeat=4))
     assert len(trie(four)) == 340
+
+
+def test_a_path_may_be_the_beginning_of_another() -> None:
+    root = trie(((), (1,), (0, 2), (0,), (0, 1)))
+
+    def leaves(node: Node) -> list[Path]:
+        own = [node.path] if node.leaf else []
+        return own + [path for child in node.children for path in leaves(child)]
+
+    assert sorted(leaves(root)) == [(), (0,), (0, 1), (0, 2), (1,)]
+    assert len(root) == 4
 
 
 def test_statistics_come_from_both_views() -> None:

@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from nas.blockwise import Blockwise, Path
 from nas.cost.analytic import cost
+from nas.identity import network_signature
 from nas.methods.bossnas import blockwise
+from nas.methods.bossnas.supernets.nats import CIFAR100_BLOCKS
 from nas.plugins import make_space
-from nas.spaces.hytra import BOSSNET_T0, BOSSNET_T1, SCALES, HytraSpace, legal_paths
+from nas.spaces.hytra import BOSSNET_T0, SCALES, HytraSpace, legal_paths, published
+from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nats_size import NatsSizeSpace
 from zoo.builders import build_chain
 from zoo.errors import InvalidInputError
@@ -27,6 +30,14 @@ CUTS: dict[str, tuple[str, dict[str, object], int]] = {
     "hytra": ("hytra", {"widths": [16, 16, 8, 8], "layers": [2, 2], "stem": 4, "head_dim": 2}, 16),
     "nats": ("nats-bench-size", {"widths": [2, 4, 6]}, 8),
     "macro": ("nas-bench-macro", {"channels": 2}, 8),
+    "mbconv-se": (
+        "mbconv-se",
+        {
+            "widths": [4, 6], "layers": [2, 1], "strides": [1, 2], "stem": 4, "first": 4,
+            "last": 8, "features": 8,
+        },
+        8,
+    ),
     "mbconv": (
         "mbconv",
         {
@@ -79,12 +90,11 @@ def test_samples_are_spread_evenly_over_the_first_scale() -> None:
 
 def test_the_published_networks_have_the_published_cost() -> None:
     """3.4 and 7.9 billion multiply-accumulates at 224 pixels."""
-    for text, stride, published in ((BOSSNET_T0, 2, 3.4e9), (BOSSNET_T1, 1, 7.9e9)):
-        space = HytraSpace(last_stride=stride)
-        architecture = space.parse(text)
-        assert space.summary(architecture) == text
+    for name, flops in (("bossnet_t0", 3.4e9), ("bossnet_t1", 7.9e9)):
+        space, architecture = published(name)
+        assert space.summary(architecture) == BOSSNET_T0
         network = space.build(architecture, inputs=IMAGE, num_classes=1000)
-        assert cost(network, IMAGE).flops == pytest.approx(published, rel=0.015)
+        assert cost(network, IMAGE).flops == pytest.approx(flops, rel=0.015)
 
 
 def test_attention_is_scaled_dot_product_attention() -> None:
@@ -189,8 +199,44 @@ def test_operations_share_all_but_their_entrance_between_scales() -> None:
 def test_the_cuts_have_the_published_numbers_of_paths() -> None:
     nats = blockwise(NatsSizeSpace())
     assert [len(nats.paths(block, 0)) for block in range(3)] == [64, 64, 8]
+    nats = blockwise(NatsSizeSpace(), CIFAR100_BLOCKS)
+    assert [len(nats.paths(block, 0)) for block in range(3)] == [64, 8, 64]
+    mbconv = blockwise(MBConvSESpace())
+    assert [len(mbconv.paths(block, 0)) for block in range(5)] == [16, 256, 256, 256, 256]
     macro = blockwise(make_space("nas-bench-macro"))
     assert [len(macro.paths(block, 0)) for block in range(3)] == [9, 27, 27]
+
+
+def test_networks_that_differ_have_different_functional_hashes() -> None:
+    inputs = TensorSpec(shape=(3, 16, 16))
+    small = MBConvSESpace(
+        widths=(4, 6), layers=(1, 1), strides=(1, 2), stem=4, first=4, last=8, features=8
+    )
+    for space, texts in ((TINY, ("5432", "5433", "5423")), (small, ("00", "01", "20"))):
+        hashes = {
+            network_signature(space, space.parse(text), inputs=inputs, num_classes=3).key
+            for text in texts
+        }
+        assert len(hashes) == 3
+
+
+def test_the_mbconv_space_contains_efficientnet_b0() -> None:
+    space = MBConvSESpace(layers=(2, 2, 3, 3, 4))
+    network = space.build(space.parse("00|11|000|111|1111"), inputs=IMAGE, num_classes=1000)
+    assert sum(item.numel() for item in network.parameters()) == 5_288_548
+
+
+def test_layers_can_be_cut_elsewhere_where_that_makes_blocks() -> None:
+    macro = make_space("nas-bench-macro")
+    cut = blockwise(macro, (4, 4))
+    architecture = macro.sample(random.Random(0))
+    assert cut.join(cut.split(architecture)) == architecture
+    assert [len(path) for path in cut.split(architecture)] == [4, 4]
+    for space, layers in ((macro, (4, 3)), (NatsSizeSpace(), (2, 2)), (macro, (8, 0))):
+        with pytest.raises(InvalidInputError, match="layers"):
+            blockwise(space, layers)
+    with pytest.raises(InvalidInputError, match="cut only as it says itself"):
+        blockwise(TINY, (4,))
 
 
 def test_a_space_that_nobody_cut_is_refused() -> None:

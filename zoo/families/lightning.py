@@ -183,7 +183,7 @@ def block_spec(
         channels: Width, a multiple of ``head_dim``.
         stride: Of the transition; sizes are divided by it, rounding up.
         head_dim: Channels of one head, and the rank of the gate.
-        block_size: Tokens of a block; at most as many as there are are taken.
+        block_size: Tokens of a block; a smaller image is one block.
         expand: Hidden width of the gated feed-forward network, in ``channels``.
         causal: A pixel sees only those before it in raster order.
         decay: Whether distant pixels count less.

@@ -77,9 +77,10 @@ class Transition(nn.Sequential):
     """From other channels or a larger image: 3x3 convolution and batch norm; else nothing."""
 
     def __init__(self, in_chans: int, channels: int, stride: int) -> None:
-        conv = nn.Conv2d(in_chans, channels, 3, stride, 1, bias=False)
-        layers = (conv, nn.BatchNorm2d(channels))
-        super().__init__(*(layers if changes(in_chans, channels, stride) else ()))
+        super().__init__()
+        if changes(in_chans, channels, stride):
+            self.append(nn.Conv2d(in_chans, channels, 3, stride, 1, bias=False))
+            self.append(nn.BatchNorm2d(channels))
 
     @staticmethod
     def cost(spec: BlockSpec) -> BlockCost:

@@ -33,6 +33,8 @@ def random_paths(paths: Sequence[Path], count: int, generator: torch.Generator) 
 
 def fair_options(paths: Sequence[Path]) -> tuple[int, ...] | None:
     """Return the options of each layer if paths are all tuples of equally many; else None."""
+    if len({len(path) for path in paths}) != 1:
+        return None
     options = tuple(max(column) + 1 for column in zip(*paths, strict=True))
     if len(set(options)) == 1 and set(all_paths(options)) == set(paths):
         return options

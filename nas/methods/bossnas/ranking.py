@@ -45,7 +45,10 @@ ENTRY: Key = ("entry",)
 
 @dataclass(frozen=True)
 class Node:
-    """A prefix of legal paths; ``path`` is any path that begins with it, ``leaf`` its end."""
+    """A prefix of legal paths.
+
+    ``path`` is one that begins with it, the prefix itself if it is a whole path (``leaf``).
+    """
 
     depth: int
     path: Path
@@ -58,18 +61,16 @@ class Node:
 
 
 def trie(paths: Sequence[Path]) -> Node:
-    """Return the root of the trie of distinct ``paths``, all of one length.
-
-    Its leaves come in the order of the paths if they are in lexical order.
-    """
+    """Return the root of the trie of distinct ``paths``, which may differ in length."""
 
     def grow(depth: int, members: Sequence[Path]) -> Node:
         branches: dict[int, list[Path]] = {}
-        if depth < len(members[0]):
-            for path in members:
+        for path in members:
+            if depth < len(path):
                 branches.setdefault(path[depth], []).append(path)
+        ends = next((path for path in members if len(path) == depth), None)
         children = tuple(grow(depth + 1, branch) for branch in branches.values())
-        return Node(depth, members[0], not children, children)
+        return Node(depth, members[0] if ends is None else ends, ends is not None, children)
 
     return grow(0, paths)
 
@@ -106,6 +107,7 @@ class Walker:
         Args:
             batches: Inputs of the stage ``(batch, channels, height, width)``, of all views.
         """
+        self.stage.train()
         features = self._measured(ENTRY, self.stage.entry, self.stage.entry, batches)
         self._calibrate(self.root, features)
 
@@ -131,7 +133,6 @@ class Walker:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over batches
-        part.train()
         outputs = [run(item) for item in features]
         self.statistics[key] = tuple(
             (norm, norm.running_mean.clone(), norm.running_var.clone())
@@ -148,25 +149,25 @@ class Walker:
 
         Both run as one batch: in evaluation mode images do not see each other.
         """
-        entry = self._scored(ENTRY, self.stage.entry, self.stage.entry, torch.cat(views))
+        self.stage.eval()
+        entry = self._scored(ENTRY, self.stage.entry, torch.cat(views))
         for path, projected in self._walk(self.root, entry):
-            yield path, (projected[: len(views[0])], projected[len(views[0]) :])
+            # In half precision a sum over a thousand paths would lose what tells them apart.
+            first, second = projected.float().tensor_split([len(views[0])])
+            yield path, (first, second)
 
     def _walk(self, node: Node, features: Tensor) -> Iterator[tuple[Path, Tensor]]:
         if node.leaf:
             self.work.heads += 2
             head = self._head(node.path)
-            yield node.path, self._scored(("head", *node.path), self.stage.head, head, features)
+            yield node.path, self._scored(("head", *node.path), head, features)
         for child in node.children:
             at, prefix = node.depth, child.path[: child.depth]
-            part, run = self._part(child.path, at), self._layer(child.path, at)
             self.work.layers += 2
-            yield from self._walk(child, self._scored(prefix, part, run, features))
+            run = self._layer(child.path, at)
+            yield from self._walk(child, self._scored(prefix, run, features))
 
-    def _scored(
-        self, key: Key, part: nn.Module, run: Callable[[Tensor], Tensor], features: Tensor
-    ) -> Tensor:
-        part.eval()
+    def _scored(self, key: Key, run: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         load(self.statistics[key])
         return run(features)
 
@@ -189,7 +190,7 @@ class BlockRanking:
     Args:
         online: The online network's stage, whose head predicts.
         target: The target network's stage.
-        paths: All legal paths, distinct, of one length.
+        paths: All legal paths, distinct.
         interface: The interface that a path leaves.
         calibration: Batches of two views, inputs of a stage, that statistics are taken from.
     """

@@ -103,6 +103,8 @@ class BossNAS:
         projection: Numbers that are compared.
         precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on a GPU.
         num_devices: GPUs to train on, from the context's on; each takes its share of a batch.
+        layers: Number of layers of each block; None for the published cut of the space
+            (NATS-Bench size: 2, 2, 1 for CIFAR-10; 2, 1, 2 was published for CIFAR-100).
 
     Raises:
         InvalidInputError: The space cannot be cut, the data are too few, or a setting or
@@ -136,6 +138,7 @@ class BossNAS:
         projection: int = 256,
         precision: str = "auto",
         num_devices: int = 1,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self.settings = Settings(
             epochs=epochs, warmup_epochs=warmup_epochs, batch_size=batch_size,
@@ -145,7 +148,7 @@ class BossNAS:
             sizes=HeadSizes(features=features, hidden=hidden, projection=projection),
             precision=precision, num_devices=num_devices,
         )  # fmt: skip
-        self.space, self.cut = context.space, blockwise(context.space)
+        self.space, self.cut = context.space, blockwise(context.space, layers)
         self._limits = bounds(context.limits)
         data = context.data
         if data is None or len(data.train) < 4:

@@ -66,7 +66,8 @@ class Settings:
             raise InvalidInputError(f"ranking_images is {self.ranking_images}; give at least 1")
         if self.warmup_epochs > self.epochs:
             raise InvalidInputError(
-                f"warmup_epochs is {self.warmup_epochs}, more than the {self.epochs} epochs"
+                f"warmup_epochs is {self.warmup_epochs}, more than the {self.epochs} epochs; "
+                "give fewer"
             )
         if self.batch_size < 2 * self.num_devices:
             raise InvalidInputError(

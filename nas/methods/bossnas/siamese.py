@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,16 +23,18 @@ from zoo.spec import TensorSpec
 
 
 class FrozenBlock(nn.Module):
-    """A block whose path is chosen, and what comes before it."""
+    """A block whose path is chosen, and what comes before it; its state is that path's alone."""
 
     def __init__(self, entry: nn.Module, block: SearchBlock, path: Path) -> None:
         super().__init__()
-        self.entry, self.block, self.path = entry, block, path
+        self.entry, self.path = entry, path
+        self.parts = nn.ModuleList(block.part(path, depth) for depth in range(len(path)))
+        self._block = (block,)  # in a tuple, so that operations off the path are no submodules
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(self.entry(x), self.path)
+        return self._block[0](self.entry(x), self.path)
 
 
 @dataclass
@@ -149,8 +151,7 @@ class Siamese:
     def _start(self, frozen: list[FrozenBlock]) -> None:
         block = len(self.chosen)
         if block == self._cut.num_blocks:
-            self.replicas = [Replica(item.device, item.online, item.target, frozen)
-                             for item in self.replicas[:1]]  # fmt: skip
+            self.replicas = [replace(self.main, frozen=frozen)]
             return
         online, target = self._stages(block)
         main = Replica(self._devices[0], online, target, frozen)
@@ -212,7 +213,9 @@ class Siamese:
         """Cut all views into one part a device."""
         if len(self.replicas) == 1:
             return [pairs]
-        known = {id(pair): [view.chunk(len(self.replicas)) for view in pair] for pair in pairs}
+        known = {
+            id(pair): [view.tensor_split(len(self.replicas)) for view in pair] for pair in pairs
+        }
         shards: list[Sequence[Views]] = []
         for at, replica in enumerate(self.replicas):
             moved = {

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from nas.blockwise import Blockwise, Path, SearchBlock, all_paths, cut
 from nas.spaces.mbconv import MBConvSpace
+from nas.spaces.mbconv_se import OPERATIONS as MBCONV_SE
+from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nasbench_macro import OPERATIONS, STAGES, NasBenchMacroSpace
 from zoo.builders import build, build_chain
+from zoo.errors import InvalidInputError
 from zoo.families import nasbench_macro as macro
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
@@ -54,6 +57,9 @@ class FixedBlockwise(Blockwise):
         before: The specs before the first layer, on images.
         options: What a layer may be, on its input.
         after: The specs after the last layer, on its output, for so many classes.
+
+    Raises:
+        InvalidInputError: The blocks have not as many layers together as there are.
     """
 
     layers: tuple[int, ...]
@@ -63,6 +69,12 @@ class FixedBlockwise(Blockwise):
     before: Callable[[TensorSpec], tuple[BlockSpec, ...]]
     options: Callable[[int, TensorSpec], Options]
     after: Callable[[TensorSpec, int], tuple[BlockSpec, ...]]
+
+    def __post_init__(self) -> None:
+        if sum(self.layers) != len(self.counts) or min(self.layers) < 1:
+            raise InvalidInputError(
+                f"blocks of {list(self.layers)} layers are not {len(self.counts)} together"
+            )
 
     @property
     def num_blocks(self) -> int:
@@ -125,7 +137,7 @@ class FixedBlockwise(Blockwise):
         return next(spec.outputs[0] for spec in options if spec is not None)
 
 
-def macro_blockwise(space: NasBenchMacroSpace) -> Blockwise:
+def macro_blockwise(space: NasBenchMacroSpace, layers: Sequence[int] | None = None) -> Blockwise:
     """Cut NAS-Bench-Macro into its three stages: 9, 27 and 27 paths."""
     first = {sum(STAGES[:stage]): stage for stage in range(len(STAGES))}
 
@@ -142,7 +154,7 @@ def macro_blockwise(space: NasBenchMacroSpace) -> Blockwise:
         )
 
     return FixedBlockwise(
-        layers=STAGES,
+        layers=tuple(layers or STAGES),
         counts=space.cardinalities(),
         architecture=space.architecture,
         check=space.check,
@@ -152,7 +164,7 @@ def macro_blockwise(space: NasBenchMacroSpace) -> Blockwise:
     )
 
 
-def mbconv_blockwise(space: MBConvSpace) -> Blockwise:
+def mbconv_blockwise(space: MBConvSpace, layers: Sequence[int] | None = None) -> Blockwise:
     """Cut an MBConv space into its stages."""
 
     def options(layer: int, given: TensorSpec) -> Options:
@@ -160,11 +172,28 @@ def mbconv_blockwise(space: MBConvSpace) -> Blockwise:
         return tuple(None if op is None else space.edge_spec(edge, op, given) for op in edge.ops)
 
     return FixedBlockwise(
-        layers=space.depths,
+        layers=tuple(layers or space.depths),
         counts=space.cardinalities(),
         architecture=space.architecture,
         check=space.check,
         before=space.stem_specs,
         options=options,
         after=lambda inputs, classes: space.head_specs(inputs, num_classes=classes),
+    )
+
+
+def mbconv_se_blockwise(space: MBConvSESpace, layers: Sequence[int] | None = None) -> Blockwise:
+    """Cut the MBConv space of BossNAS into its stages: 16 and four times 256 paths."""
+
+    def options(layer: int, given: TensorSpec) -> Options:
+        return tuple(space.layer(layer, choice, given) for choice in range(len(MBCONV_SE)))
+
+    return FixedBlockwise(
+        layers=tuple(layers or space.layers),
+        counts=space.cardinalities(),
+        architecture=space.architecture,
+        check=space.check,
+        before=space.before,
+        options=options,
+        after=space.after,
     )
