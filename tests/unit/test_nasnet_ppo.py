@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -383,6 +384,53 @@ def test_latency_is_a_line_fitted_to_measured_networks() -> None:
     assert nominal.of(child) == fitted.of(child)
     assert NasnetPPO.wants_latencies({}, limits)
     assert not NasnetPPO.wants_latencies({}, [AtMost("flops", 1.0), AtMost("latency_ms", None)])
+
+
+def dots(folder: Path, *, shuffled: bool) -> DataSet:
+    """Make images of two dots, four pixels apart, side by side or one above the other.
+
+    Isotropic operations cannot tell these, nor can the stem's 3x3 kernel.
+    """
+    rng = np.random.default_rng(0)
+    count, side, gap = 600, 12, 4
+    labels = np.arange(count) % 2
+    images = rng.integers(0, 40, (count, 1, side, side)).astype("u1")
+    for picture, label in zip(images[:, 0], labels, strict=True):
+        across, along = rng.integers(0, side), rng.integers(0, side - gap)
+        pair = ((across, along), (across, along + gap))
+        for row, column in pair if label == 0 else (dot[::-1] for dot in pair):
+            picture[row, column] = 255
+    path = folder / f"dots-{shuffled}.npz"
+    np.savez(path, images=images, labels=rng.permutation(labels) if shuffled else labels)
+    return load_dataset(f"npz:{path}", root=None, seed=0)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_search_finds_the_one_informative_operation_and_nothing_in_shuffled_labels(
+    tmp_path: Path, shuffled: bool
+) -> None:
+    space = a_space(
+        cells=1, reductions=1, num_blocks=1, channels=8, stem_channels=8, combines=["add"],
+        ops=["identity", "avg_pool_3x3", "max_pool_3x3", "conv_1x1", "conv_1x7_7x1"],
+    )  # fmt: skip
+    method = search(
+        dots(tmp_path, shuffled=shuffled), space, warmup_epochs=4, epochs=8, batch_size=64,
+        lr=0.1, controller_every=2, samples=8, reward_batch_size=64, controller_lr=2e-2,
+        hidden=16, augment=False,
+    )  # fmt: skip
+    while not (report := method.step()).done:
+        pass
+    (best,) = method.best(1)
+    (accuracy,) = method._held_out_accuracy([best], all_images=True)
+    if shuffled:
+        assert accuracy < 0.75
+    else:
+        assert "conv_1x7_7x1" in space.summary(best)
+        assert accuracy > 0.95
+        drawn = method.policy.controller.sample(50, torch.Generator().manual_seed(0))
+        having = ["conv_1x7_7x1" in space.summary(method._child(row)) for row in drawn.tolist()]
+        assert sum(having) > 40
+    assert report.step == method.total
 
 
 def test_wrong_settings_and_states_are_refused(data: DataSet) -> None:
