@@ -6,7 +6,7 @@ any order: one network, one drawing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -97,6 +97,7 @@ class _Cell:
     def _fit_previous(self, previous: _Drawn | None, current: _Drawn) -> _Drawn:
         if previous is None:
             return current
+        make: Callable[[], nn.Module]
         if self._halves:
             make = partial(
                 FactorizedReduction, previous.width, self._thin, eps=self._eps, relu=True
@@ -118,6 +119,7 @@ class _Cell:
         return self._apply(f"{name} /{stride} from {self._width(state)}", make, source.vertex)
 
     def _returned(self, state: int, drawn: _Drawn) -> int:
+        make: Callable[[], nn.Module]
         if state < 2 and self._reduces:
             make = partial(FactorizedReduction, drawn.width, self._thin, eps=self._eps, relu=False)
         elif self._width(state) != self._chans:
@@ -130,7 +132,7 @@ class _Cell:
         """Return a state's true width: of the raw input if there is no previous one."""
         return self._inputs[0][0] if state == 1 and len(self._inputs) == 1 else self._chans
 
-    def _apply(self, op: str, make: partial[nn.Module], source: int) -> int:
+    def _apply(self, op: str, make: Callable[[], nn.Module], source: int) -> int:
         return self._graph.apply(f"{op} {self._interface}", make, source)
 
 
@@ -140,7 +142,7 @@ def _channels(spec: BlockSpec) -> int:
 
 def _conv_norm(
     in_chans: int, out_chans: int, eps: float, *, relu: bool = True
-) -> partial[nn.Module]:
+) -> Callable[[], nn.Module]:
     return partial(_layers, in_chans, out_chans, eps=eps, relu=relu)
 
 
