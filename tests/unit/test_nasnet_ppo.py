@@ -33,6 +33,7 @@ from nas.spaces.nasnet import NasnetSpace
 from zoo.builders import build_chain
 from zoo.errors import InvalidInputError
 from zoo.families.nasnet import Cell
+from zoo.families.nasnet_operations import OPERATIONS
 from zoo.spec import TensorSpec
 
 IMAGE = TensorSpec(shape=(1, 8, 8))
@@ -348,12 +349,6 @@ def test_children_within_the_limits_come_first_and_costs_lower_rewards(data: Dat
     counts = sorted(costs.of(child)["num_params"] for child in drawn)
     network = space.build(drawn[0], inputs=IMAGE, num_classes=3)
     assert costs.of(drawn[0])["num_params"] == sum(p.numel() for p in network.parameters())
-    every = [AtMost(name, 1.0) for name in COUNTED]
-    assert Prices(space, limits=every, **told).of(drawn[0]) == cost(network, IMAGE).metrics()
-    assert Prices(space, limits=every[:2], **told).of(drawn[0]) == {
-        name: cost(network, IMAGE).metrics()[name] for name in ("flops", "num_params")
-    }
-    assert costs.reward(0.5, drawn[0]) == 0.5 * (1 / costs.of(drawn[0])["num_params"]) ** 0.07
     method = search(data, space, limits=(AtMost("num_params", counts[4]),))
     method.step()
     for child in method.best(3):
@@ -363,6 +358,25 @@ def test_children_within_the_limits_come_first_and_costs_lower_rewards(data: Dat
     sizes = [costs.of(child)["num_params"] for child in beyond]
     assert sizes == sorted(sizes)
     assert sizes[0] <= counts[4]
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_costs_from_shapes_are_those_of_every_operator_traced(stem: str) -> None:
+    space = a_space(
+        ops=list(OPERATIONS), num_blocks=4, cells=2, channels=8, outputs="free", stem=stem
+    )
+    inputs = TensorSpec(shape=(3, 23, 18))
+    every = [AtMost(name, 1.0) for name in COUNTED]
+    told: dict[str, Any] = {"inputs": inputs, "num_classes": 3, "latencies": None, "exponent": 1.0}
+    fast, traced = Prices(space, limits=every[:3], **told), Prices(space, limits=every, **told)
+    rng = random.Random(4)
+    for _ in range(3):
+        child = space.sample(rng)
+        network = space.build(child, inputs=inputs, num_classes=3)
+        expected = cost(network, inputs).metrics()
+        assert traced.of(child) == expected
+        del expected["peak_bytes"]
+        assert fast.of(child) == expected
 
 
 def test_latency_is_a_line_fitted_to_measured_networks() -> None:
@@ -445,6 +459,8 @@ def test_wrong_settings_and_states_are_refused(data: DataSet) -> None:
             search(data, **wrong)
     with pytest.raises(InvalidInputError, match="takes the space 'nasnet', not 'darts'"):
         make_method("nasnet-ppo", {}, MethodContext(space=make_space("darts"), data=data))
+    with pytest.raises(InvalidInputError, match="the limit on flops is 0"):
+        search(data, limits=(AtMost("flops", 0.0),))
     other = search(data, a_space(num_blocks=1)).state_dict()
     with pytest.raises(InvalidInputError, match="this state is not of a NASNet search"):
         search(data).load_state_dict(other)
