@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nas.checkpoint import pack, unpack
 from nas.cost.analytic import cost
 from nas.cost.operations import trace
 from nas.data import DataSet, load_dataset
@@ -331,6 +332,20 @@ def test_the_controller_is_updated_after_warm_up_at_the_stated_steps(data: DataS
     assert [at for at, it in enumerate(reports) if "reward" in it.metrics] == updates
     assert reports[0].metrics["lr"] == pytest.approx(0.05)
     assert method.learning_rate(method.total) == pytest.approx(0.0005)
+
+
+def test_a_search_goes_on_bit_for_bit_from_between_two_updates(data: DataSet) -> None:
+    whole = search(data)
+    reports = [whole.step() for _ in range(whole.total)]
+    for cut in (2, whole.steps_per_epoch + 4):
+        first, second = search(data), search(data)
+        for _ in range(cut):
+            first.step()
+        second.step()
+        second.load_state_dict(unpack(pack(first.state_dict())))
+        assert [second.step() for _ in range(cut, whole.total)] == reports[cut:]
+        assert pack(second.state_dict()) == pack(whole.state_dict())
+    assert second.best(4) == whole.best(4)
 
 
 @dataclass(frozen=True)
