@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace
+from nas.spaces.nasnet_graph import nasnet_graph
 from nas.spaces.nasnet_settings import NasnetSettings, Site
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, UnknownNameError
@@ -221,6 +223,13 @@ class NasnetSpace(CategoricalSpace):
             head_spec(specs[-1].outputs[0], num_classes=num_classes, dropout=settings.dropout)
         )
         return tuple(specs)
+
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``, two channels wide."""
+        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
+        genotype = self.decode(architecture)
+        wirings = [genotype.of(site) for site in self.settings.sites]
+        return nasnet_graph(specs, wirings, eps=self.settings.eps)
 
     def _encode(self, cell: Wiring) -> Iterator[int]:
         settings = self.settings

@@ -101,8 +101,8 @@ class NasnetSettings:
         for name, choices in (("stem", STEMS), ("outputs", OUTPUTS)):
             if getattr(self, name) not in choices:
                 raise UnknownNameError(name, str(getattr(self, name)), choices)
-        for name, choices in (("ops", OPERATIONS), ("combines", COMBINES)):
-            object.__setattr__(self, name, _names(name, getattr(self, name), choices))
+        object.__setattr__(self, "ops", _names("ops", self.ops, OPERATIONS))
+        object.__setattr__(self, "combines", _names("combines", self.combines, COMBINES))
         if not isinstance(self.skip, bool):
             raise InvalidInputError(f"skip is {self.skip!r}; it must be true or false")
         if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:

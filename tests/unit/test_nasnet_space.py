@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from math import prod
 
@@ -18,6 +19,7 @@ from zoo.families.nasnet import Wiring
 from zoo.families.nasnet_operations import OPERATIONS
 from zoo.spec import TensorSpec
 
+SMALL = TensorSpec(shape=(1, 8, 8))
 PAIR = (("conv_1x1", 0), ("max_pool_3x3", 1))
 
 
@@ -91,18 +93,50 @@ def test_after_a_skipping_reduction_the_previous_input_comes_from_one_cell_furth
 
 def test_exchanged_sides_are_one_network_and_have_one_canonical_form() -> None:
     space = tiny(combines=["add"])
-    inputs = TensorSpec(shape=(1, 8, 8))
     keys, forms = [], []
     for sides in (PAIR, PAIR[::-1]):
         cell = Wiring(((*sides, "add"),), (2,))
         architecture = space.encode(NasnetGenotype(cell, cell))
         forms.append(space.canonical(architecture))
-        signature = network_signature(space, architecture, inputs=inputs, num_classes=3)
+        signature = network_signature(space, architecture, inputs=SMALL, num_classes=3)
         keys.append(signature.key)
     other = space.architecture([0, 1, 2, 1, 0] * 2)
     assert forms[0] == forms[1] == space.canonical(forms[0])
     assert keys[0] == keys[1]
-    assert keys[0] != network_signature(space, other, inputs=inputs, num_classes=3).key
+    assert keys[0] != network_signature(space, other, inputs=SMALL, num_classes=3).key
+
+
+def test_the_functional_hash_knows_exactly_the_exchanged_sides_of_all_cells_of_one_block() -> None:
+    space = tiny(cells=1, combines=["add", "concat"])
+    classes: dict[str, set[tuple[int, ...]]] = {}
+    for cell in itertools.product(*map(range, space.cardinalities()[:5])):
+        architecture = space.architecture([*cell, 0, 1, 2, 1, 0])
+        key = network_signature(space, architecture, inputs=SMALL, num_classes=3).key
+        classes.setdefault(key, set()).add(space.canonical(architecture).choices[:5])
+    # 21 pairs of the six (operation, state), joined in two ways.
+    assert len(classes) == 42
+    assert all(len(forms) == 1 for forms in classes.values())
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_blocks_in_another_order_are_one_network_and_other_operations_are_not(stem: str) -> None:
+    space = NasnetSpace(
+        cells=1, channels=8, num_blocks=3, reductions=1, stem=stem, combines=("add", "concat")
+    )
+    last = ("identity(2) & identity(3) -> 1 4", "identity(3) & identity(2) -> 1 4")
+    one = "sep_conv_3x3(0) + identity(0)", "avg_pool_3x3(0) + conv_1x1(0)"
+    other = one[0], one[1].replace("avg", "max")
+    reduce = (
+        "; reduce: max_pool_3x3(0)+identity(1) | conv_1x1(0)+identity(2) | identity(3)+identity(0)"
+    )
+    inputs = TensorSpec(shape=(1, 40, 40))
+
+    def key(blocks: tuple[str, ...], end: str) -> str:
+        architecture = space.parse(f"normal: {' | '.join(blocks)} | {end}{reduce} -> 4")
+        return network_signature(space, architecture, inputs=inputs, num_classes=3).key
+
+    assert key(one, last[0]) == key(one[::-1], last[0]) == key(one, last[1])
+    assert key(other, last[0]) != key(one, last[0])
 
 
 def test_describe_does_not_depend_on_how_a_space_was_named() -> None:

@@ -22,6 +22,7 @@ from nas.methods.nasnet_ppo.ppo import constrained_reward
 from nas.protocols import Limit
 from nas.spaces.nasnet import NasnetSpace
 from zoo.builders import ChainModule, build_chain
+from zoo.errors import InvalidInputError
 from zoo.families.nasnet import Cell, fixed_image
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, BlockSpec, TensorSpec
@@ -50,6 +51,9 @@ class Prices:
         limits: Those on a cost with a maximum are heeded, others are not.
         latencies: What ``measure_latencies`` returned; None takes the nominal device.
         exponent: Of ``limit / cost`` in the reward.
+
+    Raises:
+        InvalidInputError: A limit is not above 0.
     """
 
     def __init__(
@@ -70,6 +74,9 @@ class Prices:
             for item in limits
             if item.max is not None and item.metric in (*COUNTED, "latency_ms")
         }
+        for metric, most in self.limits.items():
+            if not most > 0:
+                raise InvalidInputError(f"the limit on {metric} is {most:g}; it must be above 0")
         self._known: dict[tuple[int, ...], dict[str, float]] = {}
 
     def of(self, architecture: Architecture) -> dict[str, float]:

@@ -18,7 +18,7 @@ REMEMBERED = 256
 FAVOURITES = 16
 """Of those, as many are tried again in the end."""
 
-FINALISTS = 32
+FINALISTS = 16
 """As many are scored on all held-out images."""
 
 SHRINKING_STEPS = 64

@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas.data import DataSet
 from nas.methods.nasnet_ppo.controller import Controller
 from nas.methods.nasnet_ppo.costs import Prices, latency_limit, measure_latencies
 from nas.methods.nasnet_ppo.finding import Archive, best_children
@@ -176,12 +177,7 @@ class NasnetPPO:
             latencies=context.latencies,
             exponent=cost_exponent,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self._seed, "nasnet-ppo", "weights"))
-            supernet = Supernet(self.space, inputs=data.inputs, num_classes=data.num_classes)
-        # Depthwise convolutions run several times faster with channels last.
-        supernet.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.supernet = supernet.train()
+        self.supernet = self._shared(data)
         self._optimizer = torch.optim.SGD(
             self.supernet.parameters(),
             lr=lr,
@@ -202,7 +198,16 @@ class NasnetPPO:
             epochs=ppo_epochs,
         )
         self._archive = Archive()
+        self._drawn: tuple[tuple[str, int], list[list[int]]] | None = None
         self._step = 0
+
+    def _shared(self, data: DataSet) -> Supernet:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self._seed, "nasnet-ppo", "weights"))
+            supernet = Supernet(self.space, inputs=data.inputs, num_classes=data.num_classes)
+        # Depthwise convolutions run several times faster with channels last.
+        supernet.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return supernet.train()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -308,6 +313,7 @@ class NasnetPPO:
             self.policy.load_state_dict(state["policy"])
             self._archive.load_state_dict(state["archive"])
             self.prices.load_state_dict(state["latency"])
+            self._drawn = None
             self._step = int(state["step"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InvalidInputError(
@@ -320,8 +326,7 @@ class NasnetPPO:
 
     def _weight_step(self, epoch: int, index: int) -> dict[str, float]:
         """Take one SGD step on the weights of one child; no other weight has a gradient."""
-        drawn = self.policy.controller.sample(1, self._generator("weights", epoch, index))
-        child = self._child(drawn[0].tolist())
+        child = self._next_child()
         images, labels = self._batches.train(epoch, index, self.batch_size)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(self._step)
@@ -334,6 +339,22 @@ class NasnetPPO:
         self._optimizer.zero_grad(set_to_none=True)
         measured = torch.stack([loss.detach(), _correct(logits, labels).float() / len(labels)])
         return dict(zip(("loss", "train_accuracy"), measured.tolist(), strict=True))
+
+    def _next_child(self) -> Architecture:
+        """Return the child whose weights are trained at this step.
+
+        As many as there are steps between two updates of the controller are drawn at once:
+        it does not change meanwhile, and one draw takes as long as twenty.
+        """
+        warm = self.warmup_epochs * self.steps_per_epoch
+        phase, at = ("warm-up", self._step) if self._step < warm else ("search", self._step - warm)
+        block, offset = divmod(at, self.controller_every)
+        if self._drawn is None or self._drawn[0] != (phase, block):
+            drawn = self.policy.controller.sample(
+                self.controller_every, self._generator("weights", phase, block)
+            )
+            self._drawn = (phase, block), drawn.tolist()
+        return self._child(self._drawn[1][offset])
 
     def _controller_step(self, epoch: int) -> dict[str, float]:
         """Draw architectures, score them on one batch of held-out images, and learn from it."""

@@ -135,9 +135,9 @@ class SharedCell(nn.Module):
 
     def path(self, block: int, side: int, name: str, state: int) -> nn.Module:
         """Return the operation of one side of a block on one state."""
-        return self.paths[block][
-            (side * (block + 2) + state) * len(self._ops) + self._ops.index(name)
-        ]
+        paths = self.paths[block]
+        assert isinstance(paths, nn.ModuleList)
+        return paths[(side * (block + 2) + state) * len(self._ops) + self._ops.index(name)]
 
     def forward(self, previous: Parts | None, current: Parts, wiring: Wiring) -> dict[int, Tensor]:
         states = [self.current(current), self._previous(previous, current)]
