@@ -35,6 +35,7 @@ class BilevelSettings:
     fused: bool
     precision: str
     report_every: int
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         shares = self.weight_share > 0 and self.arch_share > 0
