@@ -118,8 +118,11 @@ def gradient_rows(
 
     Args:
         losses: Compute a loss each.
-        parameters: One or more; of those that a loss does not depend on the gradient is 0.
+        parameters: Of those that a loss does not depend on the gradient is 0. Where
+            operations share none, rows are empty.
     """
+    if not parameters:
+        return OperationGradients(rows=torch.zeros(len(losses), 0), shapes=())
     size = sum(parameter.numel() for parameter in parameters)
     rows = parameters[0].new_empty(len(losses), size)
     for row, loss in zip(rows, losses, strict=True):

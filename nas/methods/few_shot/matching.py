@@ -49,6 +49,8 @@ def matching_scores(gradients: Tensor) -> Tensor:
         InvalidInputError: ``gradients`` is no matrix, or has entries that are not finite.
     """
     rows = _rows(gradients)
+    if rows.shape[1] == 0:
+        return torch.eye(len(rows), dtype=rows.dtype)
     peaks = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
     if not bool(torch.isfinite(peaks).all()):
         raise InvalidInputError("a gradient is not finite; lower the learning rate")

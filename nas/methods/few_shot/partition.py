@@ -155,24 +155,25 @@ def local_search(
     """Return good groups of many operations: descents from n starts, the best of their ends.
 
     Each start gathers around another operation the ones nearest to it, then around the one
-    farthest from what is gathered, and so on, for every legal shape; a descent then moves
-    single operations and swaps pairs, the best change first, while that lowers the objective.
+    farthest from what is gathered, and so on, in groups as equal as is legal; a descent then
+    moves single operations and swaps pairs, the best change first, while that lowers the
+    objective and sizes stay legal.
     """
     n, score = _check(distances), OBJECTIVES[objective]
     shapes = group_sizes(n, groups, sizes)
     legal = set(shapes)
     ends: list[tuple[float, Partition]] = []
-    for shape in shapes:
-        for seed in range(n):
-            at = _gathered(distances, seed, shape)
-            value = score(distances, at)
-            while True:
-                options = [(score(distances, item), item) for item in _changes(at, legal)]
-                best = min(options, default=(value, at))
-                if not best[0] < value:
-                    break
-                value, at = best
-            ends.append((value, at))
+    for seed in range(n):
+        # The last shape is the most equal one: sizes ascend.
+        at = _gathered(distances, seed, shapes[-1])
+        value = score(distances, at)
+        while True:
+            options = [(score(distances, item), item) for item in _changes(at, legal)]
+            best = min(options, default=(value, at))
+            if not best[0] < value:
+                break
+            value, at = best
+        ends.append((value, at))
     return min(ends)[1]
 
 
