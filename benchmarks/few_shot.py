@@ -6,8 +6,11 @@
 - `gradient_passes`: forward and backward passes that the decision takes which edge of a
   NAS-Bench-201 supernet to split and how, with racing over edges; baseline measures every
   edge on all batches. Same supernets, same batches; the decisions are compared.
+- `one_by_one_vs_stacked`: seconds of processor time for the gradients of four sub-supernets
+  of NAS-Bench-201, one after the other, without the operations that each excludes; baseline
+  is `torch.func.vmap` over their stacked weights.
 
-With `--nasbench201` neither is measured. Instead one supernet, the original few-shot split
+With `--nasbench201` none of them is measured. Instead one supernet, the original few-shot split
 and gradient matching search NAS-Bench-201 on CIFAR-10 with equal budgets (epochs and
 candidates), over several seeds, and the table says how accurate what they chose truly is.
 The table is opened for this report alone: no search sees it, nor the test images. `full` is
@@ -33,6 +36,7 @@ from typing import Any
 import report
 import torch
 from support import few_shot_nasbench201 as contest
+from support import few_shot_stacked
 from torch import Tensor
 
 from nas.data import DataSet, load_dataset
@@ -57,13 +61,14 @@ def main() -> int:
             return contest.run(options)
         gram = gram_vs_pairwise(options)
         passes = gradient_passes(options)
+        stacked = few_shot_stacked.seconds(options.channels, repeats=options.repeats)
     except BlockyardError as error:
         print(f"few_shot: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print_json(gram, passes, options)
+        print_json(gram, passes, stacked, options)
     else:
-        show(gram, passes)
+        show(gram, passes, stacked)
     return 0
 
 
@@ -75,6 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="timings of gram_vs_pairwise")
     parser.add_argument("--cells", type=int, default=8, help="of the DARTS supernet")
+    parser.add_argument("--channels", type=int, default=16, help="of what is stacked")
     parser.add_argument("--batches", type=int, default=100, help="of gradient_passes")
     parser.add_argument("--steps", type=int, default=60, help="of training before the decision")
     parser.add_argument("--nasbench201", choices=contest.PRESETS, help="run the comparison")
@@ -198,7 +204,7 @@ def images(options: argparse.Namespace) -> DataSet:
     return load_dataset("digits", root=None, seed=0)
 
 
-def show(gram: dict[str, Any], passes: dict[str, Any]) -> None:
+def show(gram: dict[str, Any], passes: dict[str, Any], stacked: dict[str, float]) -> None:
     title = (
         f"distances of {gram['operations']} gradients of {gram['weights']:,} weights in "
         f"{gram['tensors']} tensors"
@@ -225,8 +231,19 @@ def show(gram: dict[str, Any], passes: dict[str, Any]) -> None:
         ],
     )
 
+    report.print_table(
+        "gradients of four sub-supernets of NAS-Bench-201",
+        ("form", "s"),
+        [(name, f"{seconds:.3f}") for name, seconds in stacked.items()],
+    )
 
-def print_json(gram: dict[str, Any], passes: dict[str, Any], options: argparse.Namespace) -> None:
+
+def print_json(
+    gram: dict[str, Any],
+    passes: dict[str, Any],
+    stacked: dict[str, float],
+    options: argparse.Namespace,
+) -> None:
     device = next(item for item in local_devices() if item.name == "cpu")
     runs = passes["runs"]
     raced = report.result(
@@ -236,11 +253,17 @@ def print_json(gram: dict[str, Any], passes: dict[str, Any], options: argparse.N
     speed = report.result(gram["gram_ms"], gram["pairwise_ms"])
     speed["ratio"] = round(gram["pairwise_ms"] / gram["gram_ms"], 4)
     raced["ratio"] = round(raced["baseline"] / raced["value"], 4)
+    turns = report.result(stacked["one by one"], stacked["stacked"])
+    turns["ratio"] = round(stacked["stacked"] / stacked["one by one"], 4)
     report.print_json(
         "few_shot",
         device=device.to_json(),
         versions=report.versions("blockyard", "torch"),
-        results={"gram_vs_pairwise": speed, "gradient_passes": raced},
+        results={
+            "gram_vs_pairwise": speed,
+            "gradient_passes": raced,
+            "one_by_one_vs_stacked": turns,
+        },
         details={
             "threads": options.threads,
             **{key: gram[key] for key in ("operations", "weights", "tensors", "least_norm")},
