@@ -43,6 +43,7 @@ BARE_HOST = ["sqlalchemy", "pydantic", "celery", "optuna", "redis", "fastapi", "
         "nas.spaces.darts",
         "nas.methods.pc_darts",
         "nas.methods.proxyless",
+        "nas.methods.few_shot",
         "serving.engine",
         "serving.runners.measure",
         "serving.scheduler",

@@ -320,6 +320,17 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         GmNas(context(DARTS, data), checkpoints=[1], groups=[3], final_epochs=1)
     with pytest.raises(InvalidInputError, match="evaluator"):
         GmNas(context(NB201, data), base="random")
+    for terms, said in (
+        ({"edge_rule": "largest"}, "max-inter"),
+        ({"sizes": "third"}, "half"),
+        ({"objective": "sum"}, "intra"),
+        ({"distance": "l1"}, "filter-cosine"),
+        ({"groups": [2, 3]}, "makes 2 groups, not 3"),
+        ({"batches": 0}, "batches is 0"),
+        ({"candidates": 0}, "candidates is 0"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            GmNas(context(NB201, data), **terms)
     with pytest.raises(InvalidInputError, match="edge is 9"):
         FewShot(context(NB201, data), edge=9)
     with pytest.raises(InvalidInputError, match="'darts' and 'nas-bench-201', not 'mbconv'"):

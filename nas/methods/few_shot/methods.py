@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,9 +17,8 @@ from nas.methods.few_shot.partition import EdgeRule, Objective, Sizes
 from nas.methods.few_shot.plan import Moment, Schedule
 from nas.methods.few_shot.presets import preset
 from nas.methods.few_shot.racing import ROUND, Criterion, Race
-from nas.methods.few_shot.search import SplitSearch
-from nas.methods.one_shot import OneShot
-from nas.plugins import MethodContext, make_method
+from nas.methods.few_shot.search import SplitSearch, one_shot
+from nas.plugins import MethodContext
 from zoo.errors import InvalidInputError
 
 
@@ -53,18 +52,15 @@ class FewShot(SplitSearch):
     ) -> None:
         published = preset(str(context.space.describe()["name"]), base)
         params = {**published.base_params, **(base_params or {})}
-        probe = make_method(base, params, context)
-        if not isinstance(probe, OneShot):
-            raise InvalidInputError(f"method {base!r} trains no supernet that can be split")
-        edges = probe.splittable()
+        made = one_shot(base, params, context)
+        edges = made.splittable()
         self.edge = edges[0] if edge is None else edge
         if self.edge not in edges:
             raise InvalidInputError(f"edge is {edge}; this network has the edges {list(edges)}")
-        self._operations = allowed(probe.options())[self.edge]
+        self._operations = allowed(made.options())[self.edge]
         super().__init__(
             context,
-            base=base,
-            base_params=params,
+            made,
             schedule=Schedule(
                 checkpoints=(checkpoint,),
                 groups=(len(self._operations),),
@@ -103,7 +99,8 @@ class GmNas(SplitSearch):
         hard: Whether the operation that an edge is set to has weight 1, or its own.
         sizes: Sizes of groups: ``pair``, ``half`` or ``any``.
         objective: What groups minimise: ``intra`` (official code) or ``cut`` (paper).
-        edge_rule: ``normalised``, or as published ``max-inter`` or ``min-intra``.
+        edge_rule: ``normalised``, ``max-inter``, ``min-intra``, or ``published``: which of
+            the last two the official code takes for the base on the space.
         candidates: Architectures that each sub-supernet sends to the contest.
 
     Raises:
@@ -129,11 +126,11 @@ class GmNas(SplitSearch):
         hard: bool | None = None,
         sizes: Sizes | None = None,
         objective: Objective = "intra",
-        edge_rule: EdgeRule = "normalised",
+        edge_rule: EdgeRule | Literal["published"] = "normalised",
         candidates: int | None = None,
     ) -> None:
         published = preset(str(context.space.describe()["name"]), base)
-        given, plan = published.base_params, published.schedule
+        plan = published.schedule
         schedule = Schedule(
             checkpoints=plan.checkpoints if checkpoints is None else tuple(checkpoints),
             groups=plan.groups if groups is None else tuple(groups),
@@ -149,21 +146,19 @@ class GmNas(SplitSearch):
                 groups=count,
                 sizes=published.sizes if sizes is None else sizes,
                 objective=objective,
-                rule=edge_rule,
+                rule=published.edge_rule if edge_rule == "published" else edge_rule,
             )
             for count in schedule.groups
         ]
         self._race: Race | None = None
         super().__init__(
             context,
-            base=base,
-            base_params={**given, **(base_params or {})},
+            one_shot(base, {**published.base_params, **(base_params or {})}, context),
             schedule=schedule,
             rounds=-(-batches // ROUND),
             candidates=published.candidates if candidates is None else candidates,
         )
-        for stage in range(schedule.splits):
-            self._race_of(stage, 0, edges=self.base.splittable())
+        self._race_of(0, 0)  # refuses numbers that are out of range now, not at the first split
 
     @property
     def passes(self) -> int:
@@ -182,10 +177,9 @@ class GmNas(SplitSearch):
             self._race = self._race_of(moment.stage, moment.net)
             self._race.load_state_dict(state["race"])
 
-    def _race_of(self, stage: int, at: int, edges: tuple[int, ...] | None = None) -> Race:
+    def _race_of(self, stage: int, at: int) -> Race:
         criterion = self._criteria[stage]
-        if edges is None:
-            edges = self._nets[at].splittable(criterion.groups)
+        edges = self._nets[at].splittable(criterion.groups)
         return Race(criterion=criterion, edges=edges, batches=self._batches, z=self._z)
 
     def _decide(self, moment: Moment) -> tuple[str, dict[str, float]]:

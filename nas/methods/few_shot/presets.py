@@ -5,8 +5,8 @@ DARTS space 134; ProxylessNAS on ImageNet 400, of which 40 warm up.
 
 Source:
     Hu et al. (2022), arXiv:2203.15207; official code github.com/skhu101/GM-NAS.
-    ``edge_rule`` is the published one, for the record and as an option: the default of the
-    method is ``normalised`` everywhere.
+    ``edge_rule`` is the published one, taken where the method is told so; its default is
+    ``normalised`` everywhere.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ PRESETS: Mapping[tuple[str, str], Preset] = {
         schedule=Schedule(checkpoints=(80, 120), groups=(2, 3), final_epochs=40, restart=False),
         sizes="half",
         edge_rule="min-intra",
-        base_params={"warmup_epochs": 40, "batch_size": 512},
+        base_params={"warmup_epochs": 40, "batch_size": 512, "held_out": 10_000 / 1_281_167},
     ),
 }
 """(space, base method) → preset."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from nas.methods.few_shot.partition import (
     num_partitions,
     partitions,
 )
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, UnknownNameError
 
 ROUND = 10
 """Batches between two looks at who leads."""
@@ -56,12 +56,29 @@ class Criterion:
         sizes: Which sizes they may have (``partition.group_sizes``).
         objective: What they minimise (``partition.OBJECTIVES``).
         rule: How edges compare (``partition.edge_score``).
+
+    Raises:
+        UnknownNameError: There is no such rule or objective.
+        InvalidInputError: The sizes do not allow so many groups.
     """
 
     groups: int
     sizes: Sizes = "half"
     objective: Objective = "intra"
     rule: EdgeRule = "normalised"
+
+    def __post_init__(self) -> None:
+        for kind, value, choices in (
+            ("rule of group sizes", self.sizes, get_args(Sizes)),
+            ("objective of a partition", self.objective, get_args(Objective)),
+            ("rule of the edge", self.rule, get_args(EdgeRule)),
+        ):
+            if value not in choices:
+                raise UnknownNameError(kind, str(value), choices)
+        if self.sizes == "pair" and self.groups != 2:
+            raise InvalidInputError(
+                f"sizes 'pair' makes 2 groups, not {self.groups}; take 'half' or 'any'"
+            )
 
     def partition(self, distances: Tensor) -> Partition:
         """Return the best groups under D."""

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import abc
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,13 +49,30 @@ from nas.methods.few_shot.plan import Moment, Plan, Schedule
 from nas.methods.halving import Contender, Halving, num_steps
 from nas.methods.held_out import HeldOut
 from nas.methods.one_shot import Confinement, OneShot
-from nas.plugins import MethodContext, make_method
-from nas.protocols import StepReport
+from nas.methods.proxyless.costs import measure_latencies
+from nas.plugins import MethodContext, make_method, method_class
+from nas.protocols import Limit, StepReport
 from zoo.errors import InvalidInputError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture
 
 Groups = tuple[tuple[int, ...], ...]
+
+
+def one_shot(name: str, params: Mapping[str, Any], context: MethodContext) -> OneShot:
+    """Build the registered method ``name`` as one that can be split.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        InvalidInputError: It refuses its parameters, or cannot be split.
+    """
+    made: Any = make_method(name, params, context)
+    if not isinstance(made, OneShot):
+        raise InvalidInputError(
+            f"method {name!r} trains no supernet that can be split; give one that does, "
+            "such as darts, pc-darts, snas, rsps or proxyless"
+        )
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,41 +96,42 @@ class SplitSearch(abc.ABC):
     """A one-shot search whose supernet is split; subclasses decide edge and groups.
 
     Args:
-        context: What the base method is given.
-        base: Name of a registered method that is a ``OneShot``.
-        base_params: Its parameters; its own number of epochs plays no part.
+        context: What the base method was given.
+        base: What is split; its own number of epochs plays no part.
         schedule: Splits and epochs.
         rounds: Steps that a decision takes.
         candidates: Architectures that each sub-supernet sends to the contest.
 
     Raises:
-        InvalidInputError: The base cannot be split, or not so often.
+        InvalidInputError: The base cannot be split so often, or there are no data.
     """
 
     trains = True
+    measure_latencies = staticmethod(measure_latencies)
+
+    @classmethod
+    def wants_latencies(cls, params: Mapping[str, Any], limits: Sequence[Limit]) -> bool:
+        """Say whether the base method needs latencies measured for it."""
+        asks = getattr(method_class(str(params.get("base", "darts"))), "wants_latencies", None)
+        return asks is not None and bool(asks(params.get("base_params") or {}, limits))
 
     def __init__(
         self,
         context: MethodContext,
+        base: OneShot,
         *,
-        base: str,
-        base_params: Mapping[str, Any],
         schedule: Schedule,
         rounds: int,
         candidates: int,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
             raise InvalidInputError(f"candidates is {candidates!r}; it must be an integer >= 1")
-        made = make_method(base, base_params, context)
-        if not isinstance(made, OneShot) or context.data is None:
-            raise InvalidInputError(
-                f"method {base!r} trains no supernet that can be split; give one that does, "
-                "such as darts, pc-darts, snas, rsps or proxyless"
-            )
-        self.base: OneShot = made
+        if context.data is None:
+            raise InvalidInputError("a few-shot search needs data, to train on and to select by")
+        self.base = base
         self.schedule, self._seed, self._candidates = schedule, context.seed, candidates
         self._held_out = HeldOut(context.data.to(context.device))
-        root = Net(mask=made.options(), pool=made.splittable(), state=None)
+        root = Net(mask=base.options(), pool=base.splittable(), state=None)
         for stage, groups in enumerate(schedule.groups):
             if len(root.splittable(groups)) <= stage:
                 raise InvalidInputError(
@@ -121,7 +139,7 @@ class SplitSearch(abc.ABC):
                     "operations that was not split before; split fewer times or smaller"
                 )
         contest = num_steps(schedule.nets(schedule.splits) * candidates, self._held_out.batches)
-        self._plan = Plan(schedule, made.steps_per_epoch, rounds, contest)
+        self._plan = Plan(schedule, base.steps_per_epoch, rounds, contest)
         self._nets = [root]
         self._children: list[Net] = []
         self._live: int | None = None
