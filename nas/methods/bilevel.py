@@ -50,8 +50,8 @@ class BilevelSearch(abc.ABC):
     It can be split (``nas.methods.one_shot.OneShot``).
 
     Args:
-        context: A ``DartsSpace`` or ``NasBench201Space``, the data whose training set is
-            searched on, device, seed.
+        context: A ``DartsSpace``, ``NasBench201Space`` or ``MBConvSpace`` (whose kernel sizes
+            then share weights), the data whose training set is searched on, device, seed.
         settings: Everything else.
 
     Raises:
@@ -81,7 +81,7 @@ class BilevelSearch(abc.ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._seed, "pc-darts", "weights"))
             supernet = self.cells.supernet(
-                in_chans=self._data.train.images.shape[1],
+                inputs=self._data.inputs,
                 num_classes=self._data.num_classes,
                 k=self.settings.k,
                 fused=self.settings.fused,
@@ -94,8 +94,9 @@ class BilevelSearch(abc.ABC):
             kinds=self.cells.kinds,
             inputs=self.cells.inputs,
         )
-        if self._mask is not None:
-            arch.restrict(self._mask)
+        mask = self.cells.confined() if self._mask is None else self._mask
+        if mask is not None:
+            arch.restrict(mask)
         self.supernet = supernet.to(self._device).train()
         self.arch = arch.to(self._device)
         gpu = self._device.type == "cuda"

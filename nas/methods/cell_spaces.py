@@ -1,7 +1,8 @@
-"""The cell spaces as one-shot methods see them: supernet, edges, derivation, single paths.
+"""The spaces as relaxed one-shot methods see them: supernet, edges, derivation, single paths.
 
 Edges are numbered over all kinds of cells, one kind after the other (DARTS: the normal
-cell's, then the reduction cell's); a mask has one row an edge, one column an operation.
+cell's, then the reduction cell's; MBConv: the searched blocks); a mask has one row an edge,
+one column an operation.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas import supernet_elastic as elastic
+from nas import supernet_nasbench201 as nasbench201
 from nas.derivation import ranked
-from nas.masks import Parts, allowed, restricted
+from nas.masks import Parts, allowed, full_mask, restricted
 from nas.methods.proxyless.derive import likeliest
 from nas.protocols import SearchSpace
 from nas.spaces.darts import DartsSpace
+from nas.spaces.mbconv import MBConvSpace
 from nas.spaces.nasbench201 import NasBench201Space
 from nas.supernet import KINDS, Mixture, Supernet, num_edges
 from nas.supernet_fused import FusedCell
-from nas.supernet_nasbench201 import KIND, NasBench201Supernet, SearchCell
 from zoo.errors import InvalidInputError
-from zoo.families.nasbench201 import EDGES, OPERATIONS
-from zoo.spec import Architecture
+from zoo.families.nasbench201 import OPERATIONS
+from zoo.spec import Architecture, TensorSpec
 
 Mixtures = Mapping[str, Mixture]
 
@@ -45,12 +48,16 @@ class CellSpace(abc.ABC):
         return sum(self.inputs)
 
     @abc.abstractmethod
-    def supernet(self, *, in_chans: int, num_classes: int, k: int, fused: bool) -> nn.Module:
+    def supernet(self, *, inputs: TensorSpec, num_classes: int, k: int, fused: bool) -> nn.Module:
         """Build the supernet with weights of the present random state."""
 
     @abc.abstractmethod
     def options(self) -> Tensor:
         """Return the mask of everything that a derived architecture may have."""
+
+    def confined(self) -> Tensor | None:
+        """Return the mask of what the supernet has, if that is not every operation."""
+        return None
 
     @abc.abstractmethod
     def splittable(self) -> tuple[int, ...]:
@@ -97,7 +104,8 @@ class DartsCells(CellSpace):
         self.space, self.ops = space, space.ops
         self.inputs = tuple(node + 2 for node in range(space.nodes))
 
-    def supernet(self, *, in_chans: int, num_classes: int, k: int, fused: bool) -> nn.Module:
+    def supernet(self, *, inputs: TensorSpec, num_classes: int, k: int, fused: bool) -> nn.Module:
+        in_chans = int(inputs.shape[0] or 1)
         make = partial(Supernet, self.space, in_chans=in_chans, num_classes=num_classes, k=k)
         supernet = make()
         if fused:
@@ -186,31 +194,21 @@ class DartsCells(CellSpace):
         ]
 
 
-class NasBench201Cells(CellSpace):
-    """``NasBench201Space``: six edges of one kind of cell, five operations each."""
+class IndependentCells(CellSpace):
+    """Spaces whose choices are one operation for every edge, independently."""
 
-    kinds = (KIND,)
-    ops = OPERATIONS
-    inputs = (1, 2, 3)
-
-    def __init__(self, space: NasBench201Space) -> None:
-        self.space = space
-
-    def supernet(self, *, in_chans: int, num_classes: int, k: int, fused: bool) -> nn.Module:
-        if k != 1:
-            raise InvalidInputError(f"k is {k}; on NAS-Bench-201 all channels are searched: k = 1")
-        return NasBench201Supernet(self.space, in_chans=in_chans, num_classes=num_classes)
+    space: NasBench201Space | MBConvSpace
 
     def options(self) -> Tensor:
-        return torch.ones(len(EDGES), len(OPERATIONS), dtype=torch.bool)
+        return full_mask(self.space.cardinalities())
 
     def splittable(self) -> tuple[int, ...]:
-        return tuple(range(len(EDGES)))
+        return tuple(range(self.edges))
 
     def ranked(self, mixtures: Mixtures, mask: Tensor | None) -> Iterator[Architecture]:
         mask = self.options() if mask is None else mask
         # Added to 0, so that an operation of share 0 is last rather than impossible.
-        shares = mixtures[KIND].ops.detach().cpu().double()
+        shares = mixtures[self.kinds[0]].ops.detach().cpu().double()
         scores = restricted((shares + 1e-300).log().tolist(), mask)
         rows = allowed(mask)
         for found in likeliest(scores):
@@ -223,18 +221,36 @@ class NasBench201Cells(CellSpace):
         return self.space.architecture(choices)
 
     def path(self, architecture: Architecture, mixtures: Mixtures) -> dict[str, Mixture]:
-        whole = mixtures[KIND]
+        whole = mixtures[self.kinds[0]]
         ops = torch.zeros_like(whole.ops)
-        ops[range(len(EDGES)), list(architecture.choices)] = 1
+        ops[range(self.edges), list(architecture.choices)] = 1
         active = tuple((op,) for op in architecture.choices)
-        return {KIND: Mixture(ops=ops, edges=whole.edges, active=active)}
+        return {self.kinds[0]: Mixture(ops=ops, edges=whole.edges, active=active)}
+
+
+class NasBench201Cells(IndependentCells):
+    """``NasBench201Space``: six edges of one kind of cell, five operations each."""
+
+    kinds = (nasbench201.KIND,)
+    ops = OPERATIONS
+    inputs = (1, 2, 3)
+
+    def __init__(self, space: NasBench201Space) -> None:
+        self.space = space
+
+    def supernet(self, *, inputs: TensorSpec, num_classes: int, k: int, fused: bool) -> nn.Module:
+        _all_channels(k, "nas-bench-201")
+        in_chans = int(inputs.shape[0] or 1)
+        return nasbench201.NasBench201Supernet(
+            self.space, in_chans=in_chans, num_classes=num_classes
+        )
 
     def shared(self, supernet: nn.Module, edge: int, mask: Tensor) -> list[Tensor]:
         net: Any = supernet
         rows = allowed(mask)
         found: list[Tensor] = []
         for cell in net.cells:
-            if not isinstance(cell, SearchCell):
+            if not isinstance(cell, nasbench201.SearchCell):
                 found += cell.parameters()
                 continue
             for at, mixed in enumerate(cell.edges):
@@ -244,17 +260,47 @@ class NasBench201Cells(CellSpace):
         return found
 
 
+class MBConvBlocks(IndependentCells):
+    """``MBConvSpace`` with elastic kernels; a searched block is an edge."""
+
+    kinds = (elastic.KIND,)
+
+    def __init__(self, space: MBConvSpace) -> None:
+        self.space = space
+        self.ops = max((edge.names for edge in space.edges), key=len)
+        self.inputs = (1,) * len(space.edges)
+
+    def supernet(self, *, inputs: TensorSpec, num_classes: int, k: int, fused: bool) -> nn.Module:
+        _all_channels(k, "mbconv")
+        return elastic.ElasticSupernet(self.space, inputs=inputs, num_classes=num_classes)
+
+    def confined(self) -> Tensor:
+        return self.options()
+
+    def shared(self, supernet: nn.Module, edge: int, mask: Tensor) -> list[Tensor]:
+        net: Any = supernet
+        own = {id(weight) for weight in net.blocks[edge].parameters()}
+        return [weight for weight in net.parameters() if id(weight) not in own]
+
+
+def _all_channels(k: int, space: str) -> None:
+    if k != 1:
+        raise InvalidInputError(f"k is {k}; on {space} all channels are searched, k = 1")
+
+
 def cell_space(space: SearchSpace, method: str) -> CellSpace:
-    """Return what a cell space is to one-shot methods.
+    """Return what a space is to relaxed one-shot methods.
 
     Raises:
-        InvalidInputError: ``space`` is no cell space; the message names ``method``.
+        InvalidInputError: ``space`` has no supernet for them; the message names ``method``.
     """
     if isinstance(space, DartsSpace):
         return DartsCells(space)
     if isinstance(space, NasBench201Space):
         return NasBench201Cells(space)
+    if isinstance(space, MBConvSpace):
+        return MBConvBlocks(space)
     raise InvalidInputError(
-        f"{method} searches the spaces 'darts' and 'nas-bench-201', "
+        f"{method} searches the spaces 'darts', 'mbconv' and 'nas-bench-201', "
         f"not {space.describe()['name']!r}"
     )

@@ -70,7 +70,7 @@ class Rsps(BilevelSearch):
     """Random search with shared weights: trains random paths, then picks among random cells.
 
     Args:
-        context: A ``DartsSpace`` or ``NasBench201Space``, data, device, seed.
+        context: A ``DartsSpace``, ``NasBench201Space`` or ``MBConvSpace``, data, device, seed.
         epochs: Passes over the first part of the training set.
         batch_size: Images of a step.
         candidates: Distinct random architectures to choose from.

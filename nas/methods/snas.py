@@ -91,10 +91,10 @@ class GumbelParameters(ArchParameters):
 
 
 class Snas(BilevelSearch):
-    """Search of a DARTS or NAS-Bench-201 cell by relaxed samples under a falling temperature.
+    """Search of a cell or an MBConv chain by relaxed samples under a falling temperature.
 
     Args:
-        context: A ``DartsSpace`` or ``NasBench201Space``, data, device, seed.
+        context: A ``DartsSpace``, ``NasBench201Space`` or ``MBConvSpace``, data, device, seed.
         epochs: Passes over the first part of the training set.
         warmup_epochs: Epochs that train weights only.
         batch_size: Images of each part in a step.

@@ -22,7 +22,9 @@ from nas.protocols import SearchSpace
 from nas.spaces.darts import DartsSpace
 from nas.spaces.mbconv import MBConvSpace
 from nas.spaces.nasbench201 import NasBench201Space
+from nas.spaces.nats_size import NatsSizeSpace
 from nas.supernet import Mixture
+from nas.supernet_elastic import ElasticSupernet
 from nas.supernet_nasbench201 import KIND, NasBench201Supernet, SearchCell
 from zoo.errors import InvalidInputError
 from zoo.families.nasbench201 import EDGES, OPERATIONS, Cell
@@ -43,6 +45,8 @@ BASES: dict[str, tuple[SearchSpace, str, dict[str, Any]]] = {
     "pc-darts": (DARTS, "pc-darts", {"fused": False, "k": 2, "warmup_epochs": 0}),
     "snas": (DARTS, "snas", {"fused": False}),
     "rsps": (DARTS, "rsps", {}),
+    "rsps with elastic kernels": (MBCONV, "rsps", {}),
+    "snas with elastic kernels": (MBCONV, "snas", {}),
     "proxyless": (MBCONV, "proxyless", {"warmup_epochs": 1, "loss": "none", "arch_every": 1}),
 }
 
@@ -228,6 +232,38 @@ def test_a_path_of_the_nas_bench_201_supernet_is_the_network_of_its_cell() -> No
     torch.testing.assert_close(found, network(images), rtol=1e-5, atol=1e-6)
 
 
+def test_elastic_kernels_share_the_centre_of_the_largest() -> None:
+    space = replace(MBCONV, kernels=(3, 5, 7), expands=(2, 3))
+    supernet = ElasticSupernet(space, inputs=TensorSpec(shape=(3, 8, 8)), num_classes=4).eval()
+    block: Any = supernet.blocks[0]
+    depthwise = block.paths["3"].depthwise
+    assert torch.equal(depthwise.kernel(7), depthwise.weight)
+    torch.testing.assert_close(depthwise.kernel(5), depthwise.weight[:, :, 1:6, 1:6])
+    with torch.no_grad():
+        depthwise.transforms["5"].copy_(2 * torch.eye(25))
+    torch.testing.assert_close(depthwise.kernel(3), 2 * depthwise.weight[:, :, 2:5, 2:5])
+    choices = [edge.names.index("3x3_MB3") for edge in space.edges]
+    network = space.build(
+        space.architecture(choices), inputs=TensorSpec(shape=(3, 8, 8)), num_classes=4
+    ).eval()
+    parts: list[Any] = list(network.children())
+    whole: list[Any] = [supernet.stem, supernet.first, supernet.last, supernet.classifier]
+    for mine, its in zip([*parts[:2], *parts[-2:]], whole, strict=True):
+        mine.load_state_dict(its.state_dict())
+    for mine, found in zip(parts[2:-2], supernet.blocks, strict=True):
+        its = found.paths["3"]  # type: ignore[union-attr, operator, index]
+        layers: list[Any] = list(mine.layers)
+        layers[0].load_state_dict(its.expand.state_dict())
+        layers[1][0].weight.data.copy_(its.depthwise.kernel(3))
+        layers[1][1].load_state_dict(its.depthwise.after[0].state_dict())
+        layers[2].load_state_dict(its.project.state_dict())
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    ops = F.one_hot(torch.tensor(choices), len(space.edges[1].ops)).float()
+    active = tuple((choice,) for choice in choices)
+    path = {"chain": Mixture(ops=ops, edges=torch.ones(len(ops)), active=active)}
+    torch.testing.assert_close(supernet(images, path), network(images), rtol=1e-5, atol=1e-6)
+
+
 QUICK: dict[str, Any] = {
     "checkpoints": [1, 2], "groups": [2, 2], "final_epochs": 1, "batches": 1, "candidates": 1,
     "base_params": {"batch_size": 24},
@@ -333,8 +369,8 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
             GmNas(context(NB201, data), **terms)
     with pytest.raises(InvalidInputError, match="edge is 9"):
         FewShot(context(NB201, data), edge=9)
-    with pytest.raises(InvalidInputError, match="'darts' and 'nas-bench-201', not 'mbconv'"):
-        GmNas(context(MBCONV, data), base="snas")
+    with pytest.raises(InvalidInputError, match="and 'nas-bench-201', not 'nats-bench-size'"):
+        GmNas(context(NatsSizeSpace(), data), base="snas")
     short = GmNas(
         context(MBCONV, data), base="proxyless", checkpoints=[1], groups=[2], final_epochs=1,
         base_params={"loss": "none", "batch_size": 24},

@@ -85,6 +85,17 @@ PRESETS: Mapping[tuple[str, str], Preset] = {
         base_params={"fused": False, "warmup_epochs": 0},
     ),
     ("darts", "rsps"): Preset(schedule=_DARTS, sizes="half", edge_rule="min-intra", candidates=200),
+    # Of the published schedule for once-for-all networks: splits, groups and edge rule. There
+    # every mask then goes through the whole of progressive shrinking; here it is as long as
+    # the three stages before.
+    ("mbconv", "rsps"): Preset(
+        schedule=Schedule(
+            checkpoints=(30, 60, 90), groups=(2, 2, 2), final_epochs=90, restart=True
+        ),
+        sizes="any",
+        edge_rule="max-inter",
+        candidates=200,
+    ),
     ("mbconv", "proxyless"): Preset(
         schedule=Schedule(checkpoints=(80, 120), groups=(2, 3), final_epochs=40, restart=False),
         sizes="half",
