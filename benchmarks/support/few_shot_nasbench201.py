@@ -52,11 +52,11 @@ PRESETS: Mapping[str, Preset] = {
     "reduced": Preset(
         channels=4,
         cells=1,
-        images=3000,
-        held_out=1024,
+        images=2000,
+        held_out=512,
         schedule=Schedule(checkpoints=(4, 8), groups=(2, 2), final_epochs=10, restart=True),
         batches=20,
-        candidates=100,
+        candidates=60,
     ),
 }
 
