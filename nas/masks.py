@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, product
 from math import prod
 
@@ -64,11 +64,6 @@ def sub_space_size(mask: Tensor) -> int:
     Where an architecture keeps only some edges (DARTS), several of these ways are one.
     """
     return prod(int(count) for count in mask.sum(1))
-
-
-def members(mask: Tensor) -> Iterator[tuple[int, ...]]:
-    """Yield every choice of one allowed operation an edge."""
-    yield from product(*allowed(mask))
 
 
 def restricted(scores: Sequence[Sequence[float]], mask: Tensor) -> list[list[float]]:

@@ -298,7 +298,9 @@ def test_weights_and_optimiser_are_inherited_until_the_final_split_restarts_them
     whole = torch.stack(search.masks)
     assert len({tuple(mask.flatten().tolist()) for mask in whole}) == 4
     assert torch.equal(whole.any(0), search.base.options())
-    assert sum(int(mask.sum(1).prod()) for mask in whole) == NB201.size()
+    sizes = [decision["sizes"] for decision in search.decisions]
+    assert sum(sizes[0]) == NB201.size()
+    assert [sum(both) for both in sizes[1:]] == sizes[0]
     edges = [decision["edge"] for decision in search.decisions]
     assert edges[0] not in edges[1:]
     assert search.passes == 6 * 5 + 2 * 5 * 5

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.masks import split_mask
+from nas.masks import split_mask, sub_space_size
 from nas.methods.few_shot.plan import Moment, Plan, Schedule
 from nas.methods.halving import Contender, Halving, num_steps
 from nas.methods.held_out import HeldOut
@@ -234,16 +234,16 @@ class SplitSearch(abc.ABC):
         last = self.schedule.restart and moment.stage + 1 == self.schedule.splits
         net = self._nets[moment.net]
         state = None if last else self.base.state_dict()
-        self._children += [
-            Net(mask=mask, pool=tuple(e for e in net.pool if e != edge), state=state)
-            for mask in split_mask(net.mask, edge, groups)
-        ]
+        masks = split_mask(net.mask, edge, groups)
+        pool = tuple(other for other in net.pool if other != edge)
+        self._children += [Net(mask=mask, pool=pool, state=state) for mask in masks]
         self.decisions.append(
             {
                 "stage": moment.stage,
                 "net": moment.net,
                 "edge": edge,
                 "groups": [list(group) for group in groups],
+                "sizes": [sub_space_size(mask) for mask in masks],
                 **facts,
             }
         )
