@@ -381,3 +381,6 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         short.step()
     with pytest.raises(InvalidInputError, match="not of a few-shot search"):
         FewShot(context(NB201, data)).load_state_dict({"step": 3})
+    other = FewShot(context(MBCONV, data), base="rsps", checkpoint=1).state_dict()
+    with pytest.raises(InvalidInputError, match="its masks have shapes"):
+        FewShot(context(NB201, data)).load_state_dict(other)

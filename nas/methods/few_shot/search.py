@@ -215,6 +215,9 @@ class SplitSearch(abc.ABC):
         try:
             self._nets = [_load_net(item) for item in state["nets"]]
             self._children = [_load_net(item) for item in state["children"]]
+            shapes = {net.mask.shape for net in self._nets + self._children}
+            if shapes != {self.base.options().shape}:
+                raise ValueError(f"its masks have shapes {[tuple(shape) for shape in shapes]}")
             kept = state["contest"]
             self._contest = None if kept is None else Halving.from_state(kept)
             self.decisions = [dict(decision) for decision in state["decisions"]]
@@ -233,7 +236,7 @@ class SplitSearch(abc.ABC):
         """Replace the live sub-supernet by its children; ``groups`` name columns of the mask."""
         last = self.schedule.restart and moment.stage + 1 == self.schedule.splits
         net = self._nets[moment.net]
-        state = None if last else self.base.state_dict()
+        state = None if last else _on_host(self.base.state_dict())
         masks = split_mask(net.mask, edge, groups)
         pool = tuple(other for other in net.pool if other != edge)
         self._children += [Net(mask=mask, pool=pool, state=state) for mask in masks]
@@ -255,7 +258,7 @@ class SplitSearch(abc.ABC):
         if self._live == at:
             return
         if self._live is not None:
-            kept = self.base.state_dict()
+            kept = _on_host(self.base.state_dict())
             self._nets[self._live] = replace(self._nets[self._live], state=kept)
         net = self._nets[at]
         self.base.confine(
@@ -300,6 +303,15 @@ class SplitSearch(abc.ABC):
 
     def _rng(self, at: int) -> random.Random:
         return random.Random(derive_seed(self._seed, "few-shot", "candidates", at))
+
+
+def _on_host(state: Any) -> Any:
+    """Return a state with its tensors in the host's memory: what waits leaves the device."""
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, Mapping):
+        return {key: _on_host(value) for key, value in state.items()}
+    return [_on_host(item) for item in state] if isinstance(state, list) else state
 
 
 def _net_state(net: Net, state: Mapping[str, Any] | None) -> dict[str, Any]:
