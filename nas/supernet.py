@@ -13,8 +13,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import add
 
@@ -37,15 +37,32 @@ class Mixture:
     ``ops`` is ``(edges, operations)``, each row summing to 1, or as ``max_w`` weighs them;
     ``edges`` is ``(edges,)``, summing to 1 over the edges into each node, or all 1 without
     edge normalisation. Edges are in the order of their node, then of the state that they read.
+    ``active`` names the operations of every edge that are run at all, as far as the network
+    heeds it: the others' weights must be 0. None runs all.
     """
 
     ops: Tensor
     edges: Tensor
+    active: tuple[tuple[int, ...], ...] | None = None
 
 
 def num_edges(nodes: int) -> int:
     """Return the number of edges of a cell in which every node reads all earlier states."""
     return sum(node + 2 for node in range(nodes))
+
+
+def masked_softmax(alphas: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the softmax over the last dimension of what ``mask`` allows.
+
+    Where it is False the result is exactly 0, and so is the gradient.
+
+    Args:
+        alphas: ``(edges, operations)``.
+        mask: Boolean, of the same shape, True somewhere in each row; None allows all.
+    """
+    if mask is not None:
+        alphas = alphas.masked_fill(~mask, float("-inf"))
+    return F.softmax(alphas, dim=-1)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -87,7 +104,15 @@ class ArchParameters(nn.Module):
 
     All start at 1e-3 times a standard normal draw from ``generator``. Without
     ``edge_normalisation`` there are no betas, and every edge has the share 1.
-    ``weighting`` is one of ``WEIGHTINGS``.
+
+    Args:
+        nodes: Nodes of a cell; node i reads i + 2 states unless ``inputs`` says otherwise.
+        num_ops: Operations of an edge.
+        generator: Source of the start.
+        edge_normalisation: Whether there are betas.
+        weighting: One of ``WEIGHTINGS``.
+        kinds: Kinds of cells.
+        inputs: Edges into each node.
     """
 
     def __init__(
@@ -98,6 +123,8 @@ class ArchParameters(nn.Module):
         generator: torch.Generator,
         edge_normalisation: bool = True,
         weighting: str = "scalar",
+        kinds: Sequence[str] = KINDS,
+        inputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
@@ -105,39 +132,64 @@ class ArchParameters(nn.Module):
         self.nodes = nodes
         self.edge_normalisation = edge_normalisation
         self.weighting = weighting
-        edges = num_edges(nodes)
+        self.kinds = tuple(kinds)
+        self.inputs = [node + 2 for node in range(nodes)] if inputs is None else list(inputs)
+        self.num_ops = num_ops
+        self._masks: dict[str, Tensor] = {}
+        self._active: dict[str, tuple[tuple[int, ...], ...]] = {}
+        edges = sum(self.inputs)
         shapes: dict[str, tuple[int, ...]] = {"alphas": (edges, num_ops), "betas": (edges,)}
         if not edge_normalisation:
             del shapes["betas"]
         for name, shape in shapes.items():
-            for kind in KINDS:
+            for kind in self.kinds:
                 value = 1e-3 * torch.randn(shape, generator=generator)
                 self.register_parameter(f"{name}_{kind}", nn.Parameter(value))
 
+    def restrict(self, mask: Tensor) -> None:
+        """Allow only some operations; the others have weight 0 and get no gradient.
+
+        Args:
+            mask: Boolean, the edges of all kinds of cells below each other.
+        """
+        device = next(self.parameters()).device
+        for kind, part in zip(self.kinds, torch.split(mask, sum(self.inputs)), strict=True):
+            self._masks[kind] = part.to(device)
+            rows = part.tolist()
+            self._active[kind] = tuple(tuple(at for at, may in enumerate(r) if may) for r in rows)
+
     def forward(self) -> dict[str, Mixture]:
         """Return the mixture of every kind of cell, differentiable in the parameters."""
-        weigh = WEIGHTINGS[self.weighting]
         return {
-            kind: Mixture(ops=weigh(shares.ops), edges=shares.edges)
+            kind: replace(shares, ops=self._weigh(kind, shares.ops))
             for kind, shares in self.shares().items()
         }
 
     def shares(self) -> dict[str, Mixture]:
         """Return the softmaxes alone, by which cells are derived whatever the weighting."""
         return {
-            kind: Mixture(
-                ops=F.softmax(self.get_parameter(f"alphas_{kind}"), dim=-1),
-                edges=self._edges(kind),
-            )
-            for kind in KINDS
+            kind: Mixture(ops=self.weights(kind), edges=self._edges(kind), active=self.active(kind))
+            for kind in self.kinds
         }
+
+    def weights(self, kind: str) -> Tensor:
+        """Return the weights of the operations on the edges of one kind of cell."""
+        return masked_softmax(self.get_parameter(f"alphas_{kind}"), self._masks.get(kind))
+
+    def active(self, kind: str) -> tuple[tuple[int, ...], ...] | None:
+        """Return the operations that have a weight, or None if all have."""
+        return self._active.get(kind)
+
+    def _weigh(self, kind: str, shares: Tensor) -> Tensor:
+        weights, mask = WEIGHTINGS[self.weighting](shares), self._masks.get(kind)
+        return weights if mask is None else weights.masked_fill(~mask, 0.0)
 
     def _edges(self, kind: str) -> Tensor:
         if not self.edge_normalisation:
             alphas = self.get_parameter(f"alphas_{kind}")
             return alphas.new_ones(len(alphas))
         betas = self.get_parameter(f"betas_{kind}")
-        segments = torch.split(betas, [node + 2 for node in range(self.nodes)])
+        segments = torch.split(betas, self.inputs)
         return torch.cat([F.softmax(segment, dim=-1) for segment in segments])
 
 
@@ -153,16 +205,17 @@ class MixedOp(nn.Module):
         self.k = k
         self.stride = stride
         self.part = channels // k
+        self.zero = Zero(stride=stride)
         self.ops = nn.ModuleList(_search_op(name, self.part, stride) for name in ops)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, active: Sequence[int] | None = None) -> Tensor:
         part = x[:, : self.part]
         terms = [
             weight * op(part)
-            for weight, op in zip(weights.unbind(), self.ops, strict=True)
-            if not isinstance(op, Zero)
+            for at, (weight, op) in enumerate(zip(weights.unbind(), self.ops, strict=True))
+            if not isinstance(op, Zero) and (active is None or at in active)
         ]
-        mixed = reduce(add, terms)
+        mixed = reduce(add, terms) if terms else self.zero(part)
         if self.k == 1:
             return mixed
         rest = x[:, self.part :]
@@ -207,12 +260,13 @@ class SearchCell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, mixture: Mixture) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edges = zip(self.edges, mixture.ops.unbind(), mixture.edges.unbind(), strict=True)
+        active = mixture.active or [None] * len(self.edges)
+        edges = zip(self.edges, mixture.ops.unbind(), mixture.edges.unbind(), active, strict=True)
         for _ in range(self.nodes):
             terms = []
             for state in states:
-                edge, ops, share = next(edges)
-                terms.append(share * edge(state, ops))
+                edge, ops, share, run = next(edges)
+                terms.append(share * edge(state, ops, run))
             states.append(reduce(add, terms))
         return torch.cat(states[2:], dim=1)
 

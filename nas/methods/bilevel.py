@@ -14,24 +14,29 @@ from __future__ import annotations
 
 import abc
 import math
+import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nas.cuda_graphs import GraphedStep, Step
 from nas.data.policies import auto_augment, cut_out
-from nas.derivation import derive, ranked
+from nas.derivation import derive
+from nas.masks import allowed
 from nas.methods.bilevel_settings import BilevelSettings
 from nas.methods.bilevel_updates import BilevelUpdates
+from nas.methods.cell_spaces import cell_space
+from nas.methods.one_shot import Confinement, OperationGradients, gradient_rows, untouched
 from nas.plugins import MethodContext
 from nas.protocols import StepReport
 from nas.spaces.darts import DartsSpace, Genotype
-from nas.supernet import ArchParameters, Supernet
-from nas.supernet_fused import FusedCell
+from nas.supernet import ArchParameters, Mixture
 from zoo.errors import ConflictError, InvalidInputError, TrainerError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture
@@ -41,10 +46,13 @@ GPU_REPORT_EVERY = 50
 
 
 class BilevelSearch(abc.ABC):
-    """A search over ``DartsSpace`` that alternates between weights and architecture.
+    """A search over a cell space that alternates between weights and architecture.
+
+    It can be split (``nas.methods.one_shot.OneShot``).
 
     Args:
-        context: A ``DartsSpace``, the data whose training set is searched on, device, seed.
+        context: A ``DartsSpace``, ``NasBench201Space`` or ``MBConvSpace`` (whose kernel sizes
+            then share weights), the data whose training set is searched on, device, seed.
         settings: Everything else.
 
     Raises:
@@ -54,44 +62,43 @@ class BilevelSearch(abc.ABC):
 
     trains = True
     name: ClassVar[str]
+    _arch: ClassVar[type[ArchParameters]] = ArchParameters
 
     def __init__(self, context: MethodContext, settings: BilevelSettings) -> None:
-        if not isinstance(context.space, DartsSpace):
-            raise InvalidInputError(
-                f"{self.name} searches the space 'darts', not {context.space.describe()['name']!r}"
-            )
+        self.cells = cell_space(context.space, self.name)
         if context.data is None or len(context.data.train) < 4:
             raise InvalidInputError(f"{self.name} needs a training set of at least 4 images")
         self.space, self.settings = context.space, settings
+        self._warmup_epochs = settings.warmup_epochs
         self._seed, self._device = context.seed, context.device
         self._data = context.data.to(context.device)
         self._parts = parts(context.data.train.labels, settings)
         self._orders: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self._mask: Tensor | None = None
         self._step = 0
         self._build()
 
     def _build(self) -> None:
-        make = partial(
-            Supernet,
-            self.space,
-            in_chans=self._data.train.images.shape[1],
-            num_classes=self._data.num_classes,
-            k=self.settings.k,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._seed, "pc-darts", "weights"))
-            supernet = make()
-            if self.settings.fused:
-                drawn = supernet.state_dict()
-                supernet = make(cell=FusedCell)
-                supernet.load_state_dict(drawn)
-        arch = ArchParameters(
-            self.space.nodes,
-            len(self.space.ops),
+            supernet = self.cells.supernet(
+                inputs=self._data.inputs,
+                num_classes=self._data.num_classes,
+                k=self.settings.k,
+                fused=self.settings.fused,
+            )
+        arch = self._arch(
+            len(self.cells.inputs),
+            len(self.cells.ops),
             edge_normalisation=self.settings.edge_normalisation,
             weighting=self.settings.weighting,
             generator=self._generator("alphas"),
+            kinds=self.cells.kinds,
+            inputs=self.cells.inputs,
         )
+        mask = self.cells.confined() if self._mask is None else self._mask
+        if mask is not None:
+            arch.restrict(mask)
         self.supernet = supernet.to(self._device).train()
         self.arch = arch.to(self._device)
         gpu = self._device.type == "cuda"
@@ -150,10 +157,16 @@ class BilevelSearch(abc.ABC):
     def _update(self, epoch: int, index: int, *, warm: bool) -> dict[str, Tensor]:
         train = self._batch(epoch, index, part=0)
         self.updates.set_rate(self.settings.learning_rate(epoch))
-        measured = (
-            {} if warm else dict(self._update_arch(*self._batch(epoch, index, part=1), *train))
-        )
+        measured: dict[str, Tensor] = {}
+        if not warm:
+            self._draw(epoch, index, part=1)
+            measured |= self._update_arch(*self._batch(epoch, index, part=1), *train)
+        self._draw(epoch, index, part=0)
         return measured | self._update_weights(*train)
+
+    def _draw(self, epoch: int, index: int, *, part: int) -> None:
+        """Draw what the next update's mixtures are sampled from; nothing where they are not."""
+        return
 
     def _metrics(self, measured: Mapping[str, Tensor], epoch: int) -> dict[str, float]:
         """Wait for what was measured, if this step is one to report."""
@@ -170,11 +183,71 @@ class BilevelSearch(abc.ABC):
 
     def best(self, k: int) -> list[Architecture]:
         """Return the derived architecture, then those that replace its least certain decisions."""
-        return list(islice(ranked(self.space, self.updates.shares()), max(k, 0)))
+        found = self.cells.ranked(self._relaxed(), self._mask)
+        return list(islice(found, max(k, 0)))
 
     def genotype(self) -> Genotype:
-        """Return the derived genotype; a node's edges with the best first."""
-        return derive(self.space, self.updates.shares())
+        """Return the derived genotype; a node's edges with the best first.
+
+        Raises:
+            InvalidInputError: The space has no genotypes.
+        """
+        if not isinstance(self.space, DartsSpace):
+            raise InvalidInputError("only the space 'darts' has genotypes; ask for best(1)")
+        return derive(self.space, self._relaxed())
+
+    def _relaxed(self) -> dict[str, Mixture]:
+        """Return the shares that architectures are derived from, without any draw."""
+        return self.updates.shares()
+
+    def options(self) -> Tensor:
+        """Return the mask of all operations that an architecture may have."""
+        return self.cells.options()
+
+    def splittable(self) -> tuple[int, ...]:
+        """Return the edges of those kinds of cells that the network has."""
+        return self.cells.splittable()
+
+    def confine(self, terms: Confinement) -> None:
+        """Train under these terms from now on; weights and state are left as they are."""
+        warmup = terms.epochs if terms.frozen else self._warmup_epochs
+        self.settings = replace(self.settings, epochs=terms.epochs, warmup_epochs=warmup)
+        self._seed, self._mask, self._orders = terms.seed, terms.mask, None
+        self.arch.restrict(terms.mask)
+        self._capture()
+
+    def restart(self) -> None:
+        """Draw weights and architecture parameters anew; forget optimisers and steps."""
+        self._step, self._orders = 0, None
+        self._build()
+
+    def operation_gradients(self, edge: int, batch: int, *, hard: bool) -> OperationGradients:
+        """Return the gradients of the weights' loss with ``edge`` set to each allowed operation."""
+        mask = self.options() if self._mask is None else self._mask
+        lap, index = divmod(batch, self.steps_per_epoch)
+        images, labels = self._batch(-1 - lap, index, part=0)
+        self._draw(-1 - lap, index, part=0)
+        mixtures = self.updates.mixtures()
+        self.supernet.requires_grad_(True)
+
+        def loss(op: int) -> Tensor:
+            set_to = self.cells.set_edge(mixtures, edge, op, hard=hard)
+            return F.cross_entropy(self.supernet(images, set_to), labels)
+
+        parameters = self.cells.shared(self.supernet, edge, mask)
+        with untouched(self.supernet):
+            return gradient_rows([partial(loss, op) for op in allowed(mask)[edge]], parameters)
+
+    def propose(self, count: int, rng: random.Random) -> list[Architecture]:
+        """Return the derived architecture and those that come next."""
+        return self.best(count)
+
+    @torch.no_grad()
+    def correct(self, architecture: Architecture, images: Tensor, labels: Tensor) -> Tensor:
+        """Count what one path gets right, with the statistics of ``images`` themselves."""
+        path = self.cells.path(architecture, self.updates.mixtures())
+        with untouched(self.supernet):
+            return (self.supernet(images, path).argmax(1) == labels).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state; generators are none of it, see the module's head.

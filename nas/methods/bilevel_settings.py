@@ -41,6 +41,7 @@ class BilevelSettings:
     weighting: str = "scalar"
     auto_augment: bool = False
     cutout: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         shares = self.weight_share > 0 and self.arch_share > 0

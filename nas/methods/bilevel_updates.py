@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.methods.bilevel_settings import BilevelSettings
-from nas.supernet import ArchParameters, Mixture, Supernet
+from nas.supernet import ArchParameters, Mixture
 from nas.supernet_fused import stack, unstack
 
 FINITE_DIFFERENCE = 1e-2
@@ -42,7 +42,7 @@ class BilevelUpdates:
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: nn.Module,
         arch: ArchParameters,
         settings: BilevelSettings,
         *,
@@ -58,6 +58,7 @@ class BilevelUpdates:
             lr=torch.tensor(settings.lr, device=self._device) if gpu else settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
             foreach=not gpu,
             fused=gpu,
         )
@@ -132,17 +133,18 @@ class BilevelUpdates:
         return named
 
     def load_momenta(self, momenta: dict[str, Tensor]) -> None:
-        """Take over what ``momenta`` returned.
+        """Take over what ``momenta`` returned; a weight that never had a gradient has none.
 
         Raises:
-            KeyError: A weight is missing.
+            KeyError: There is no such weight.
         """
         named = dict(momenta)
         stack(self.supernet, named)
         self.weight_optimizer.state.clear()
-        for name, weight in self.supernet.named_parameters() if named else ():
-            buffer = torch.empty_like(weight).copy_(named[name])
-            self.weight_optimizer.state[weight] = {"momentum_buffer": buffer}
+        weights = dict(self.supernet.named_parameters())
+        for name, momentum in named.items():
+            buffer = torch.empty_like(weights[name]).copy_(momentum)
+            self.weight_optimizer.state[weights[name]] = {"momentum_buffer": buffer}
 
     def _loss(
         self, images: Tensor, labels: Tensor, mixtures: dict[str, Mixture]
@@ -163,12 +165,17 @@ class BilevelUpdates:
         before = [weight.detach().clone() for weight in self._weights]
         rate = self.weight_optimizer.param_groups[0]["lr"]
         _, loss = self._loss(train_images, train_labels, self.mixtures())
-        ahead = self._ahead(torch.autograd.grad(loss, self._weights), rate)
-        self._set_weights(ahead)
+        # Operations that a mask excludes are not run: their weights stay where they are.
+        found = torch.autograd.grad(loss, self._weights, allow_unused=True)
+        self._set_weights(self._ahead(found, rate))
         logits, loss = self._loss(images, labels, self.arch())
         # A kind of cell that the network does not have leaves its parameters without gradient.
         gradients = torch.autograd.grad(loss, [*self._weights, *arch], allow_unused=True)
-        vector, direct = gradients[: len(before)], gradients[len(before) :]
+        vector = [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for weight, gradient in zip(before, gradients[: len(before)], strict=True)
+        ]
+        direct = gradients[len(before) :]
         epsilon = FINITE_DIFFERENCE / torch.nn.utils.get_total_norm(vector)
         sides = []
         for sign in (1, -1):
@@ -182,10 +189,13 @@ class BilevelUpdates:
                 parameter.grad = first - rate * (plus - minus) / (2 * epsilon)
         return logits, loss
 
-    def _ahead(self, gradients: Sequence[Tensor], rate: float | Tensor) -> list[Tensor]:
+    def _ahead(self, gradients: Sequence[Tensor | None], rate: float | Tensor) -> list[Tensor]:
         """Return the weights after a step of SGD, unclipped as in the original."""
         ahead = []
         for weight, gradient in zip(self._weights, gradients, strict=True):
+            if gradient is None:
+                ahead.append(weight.detach())
+                continue
             direction = gradient + self._settings.weight_decay * weight.detach()
             state = self.weight_optimizer.state.get(weight)
             if state:

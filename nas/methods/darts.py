@@ -16,9 +16,10 @@ from nas.plugins import MethodContext
 
 
 class Darts(BilevelSearch):
-    """Gradient-based search of a DARTS cell on all channels, of first or second order.
+    """Gradient-based search of a DARTS or NAS-Bench-201 cell on all channels, of either order.
 
-    Parameters are those of ``nas.methods.pc_darts.PCDarts``.
+    Parameters are those of ``nas.methods.pc_darts.PCDarts``, and whether the weights'
+    momentum is Nesterov's (as on NAS-Bench-201, with batches of 48 and a decay of 5e-4).
     """
 
     name = "DARTS"
@@ -46,6 +47,7 @@ class Darts(BilevelSearch):
         fused: bool = True,
         precision: str = "auto",
         report_every: int = 0,
+        nesterov: bool = False,
     ) -> None:
         settings = BilevelSettings(
             epochs=epochs,
@@ -68,6 +70,7 @@ class Darts(BilevelSearch):
             fused=fused,
             precision=precision,
             report_every=report_every,
+            nesterov=nesterov,
             edge_normalisation=False,
         )
         super().__init__(context, settings)

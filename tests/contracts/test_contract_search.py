@@ -141,6 +141,17 @@ METHODS: dict[str, dict[str, Any]] = {
         "arch_every": 2,
         "loss": "add#linear",
     },  # fmt: skip
+    "snas": {"epochs": 3, "batch_size": 8},
+    "rsps": {"epochs": 3, "batch_size": 8, "candidates": 20},
+    "few-shot": {"checkpoint": 1, "final_epochs": 1, "base_params": {"batch_size": 8}},
+    "gm-nas": {
+        "base": "snas",
+        "checkpoints": [1],
+        "groups": [2],
+        "final_epochs": 1,
+        "batches": 12,
+        "base_params": {"batch_size": 8},
+    },
 }
 EVALUATORS = ("training", "tabular", "linear-probe")
 

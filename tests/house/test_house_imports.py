@@ -44,6 +44,7 @@ BARE_HOST = ["sqlalchemy", "pydantic", "celery", "optuna", "redis", "fastapi", "
         "nas.spaces.hybrid",
         "nas.methods.pc_darts",
         "nas.methods.proxyless",
+        "nas.methods.few_shot",
         "serving.engine",
         "serving.runners.measure",
         "serving.scheduler",

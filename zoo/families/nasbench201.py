@@ -39,16 +39,18 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """The edges of a cell, from node to node, in the order of the string form."""
 
 
-def relu_conv_norm(in_chans: int, out_chans: int, kernel: int, stride: int = 1) -> nn.Module:
-    """Build ReLU, convolution and batch norm."""
+def relu_conv_norm(
+    in_chans: int, out_chans: int, kernel: int, stride: int = 1, *, affine: bool = True
+) -> nn.Module:
+    """Build ReLU, convolution and batch norm; supernets leave out the norm's affine part."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(out_chans),
+        nn.BatchNorm2d(out_chans, affine=affine),
     )
 
 
-def operation(name: str, in_chans: int, out_chans: int) -> nn.Module | None:
+def operation(name: str, in_chans: int, out_chans: int, *, affine: bool = True) -> nn.Module | None:
     """Build what one edge computes; None for ``none``, which adds nothing.
 
     Raises:
@@ -59,15 +61,18 @@ def operation(name: str, in_chans: int, out_chans: int) -> nn.Module | None:
     if name == "none":
         return None
     if name.startswith("nor_conv"):
-        return relu_conv_norm(in_chans, out_chans, 1 if name == "nor_conv_1x1" else 3)
+        kernel = 1 if name == "nor_conv_1x1" else 3
+        return relu_conv_norm(in_chans, out_chans, kernel, affine=affine)
     if name == "avg_pool_3x3":
         pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
         if in_chans == out_chans:
             return pool
-        return nn.Sequential(relu_conv_norm(in_chans, out_chans, 1), pool)
+        return nn.Sequential(relu_conv_norm(in_chans, out_chans, 1, affine=affine), pool)
     if in_chans == out_chans:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(in_chans, out_chans, 1, bias=False), nn.BatchNorm2d(out_chans))
+    return nn.Sequential(
+        nn.Conv2d(in_chans, out_chans, 1, bias=False), nn.BatchNorm2d(out_chans, affine=affine)
+    )
 
 
 class Cell(nn.Module):

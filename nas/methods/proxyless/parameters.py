@@ -50,6 +50,10 @@ class ArchParameters:
         self._counts = counts.tolist()
         self._optimizer = RowAdam(self.alphas, lr=lr)
 
+    def confine(self, mask: Tensor, *, seed: int) -> None:
+        """Allow only the operations where ``mask`` is True, and draw by another seed."""
+        self.mask, self._seed = mask.to(self._device), seed
+
     def probabilities(self) -> Tensor:
         """Return softmax(alpha), 0 where an edge lacks an operation."""
         return torch.softmax(masked(self.alphas, self.mask), -1)

@@ -43,11 +43,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas.masks import allowed, full_mask, restricted
 from nas.methods.proxyless.batches import Batches
 from nas.methods.proxyless.costs import CostTable, measure_latencies, parse_latencies
 from nas.methods.proxyless.derive import likeliest, within
 from nas.methods.proxyless.gates import one_hot, reinforce
 from nas.methods.proxyless.parameters import ArchParameters
+from nas.methods.proxyless.splitting import Splitting, confined
 from nas.methods.proxyless.supernet import MODES, Mode, Supernet
 from nas.methods.proxyless.target import REFERENCES, Cap, CostKind, CostLoss, LossKind, Pricing
 from nas.plugins import MethodContext
@@ -61,7 +63,7 @@ BASELINE_STEP = 0.99
 """How far the baseline of REINFORCE moves towards each batch's mean reward."""
 
 
-class Proxyless:
+class Proxyless(Splitting):
     """Gradient or REINFORCE search of an MBConv network, one path in memory at a time.
 
     A limit on ``latency_ms``, ``flops`` or ``num_params`` is a hard cap on what is derived.
@@ -187,11 +189,20 @@ class Proxyless:
             ref = self.cap.max if self.cap is not None and capped else REFERENCES[cost]
         self.cost_loss = CostLoss(kind=loss, ref=ref, alpha=alpha, beta=beta, weight=weight)
         self.cost_loss.check(self.table, self.space.cardinalities())
-        self.arch = ArchParameters(self.space, seed=context.seed, device=context.device, lr=arch_lr)
+        self._rates = (arch_lr, momentum, weight_decay)
+        self._data, self._held_out, self._augment = data, held_out, augment
+        self._mask, self._frozen = full_mask(self.space.cardinalities()), False
+        self._start()
+
+    def _start(self) -> None:
+        """Draw weights and alphas, and forget all steps."""
+        arch_lr, momentum, weight_decay = self._rates
+        self.arch = ArchParameters(self.space, seed=self._seed, device=self._device, lr=arch_lr)
+        self.arch.confine(self._mask, seed=self._seed)
         self.supernet = self._supernet()
         self._weight_optimizer = torch.optim.SGD(
             self.supernet.parameters(),
-            lr=lr,
+            lr=self.lr,
             momentum=momentum,
             weight_decay=weight_decay,
             nesterov=True,
@@ -216,10 +227,6 @@ class Proxyless:
         # Depthwise convolutions run several times faster with channels last.
         supernet.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return supernet.train()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._batches.per_epoch(self.batch_size)
 
     @property
     def total(self) -> int:
@@ -268,7 +275,7 @@ class Proxyless:
 
         There are none in warm-up and in the first epoch after it.
         """
-        if epoch <= self.warmup_epochs:
+        if self._frozen or epoch <= self.warmup_epochs:
             return 0
         batches = self.steps_per_epoch
         if self._by_gradient:
@@ -299,11 +306,16 @@ class Proxyless:
 
         Under a cap some of falling cost, down to the smallest network, come after the best.
         """
-        scores = self.arch.scores()
-        found = (
-            likeliest(scores) if self.cap is None else within(scores, self.cap.table, self.cap.max)
-        )
-        return [self.space.architecture(choices) for choices in islice(found, max(k, 0))]
+        rows = allowed(self._mask)
+        scores = restricted(self.arch.scores(), self._mask)
+        if self.cap is None:
+            found = likeliest(scores)
+        else:
+            found = within(scores, confined(self.cap.table, rows), self.cap.max)
+        return [
+            self.space.architecture([row[at] for row, at in zip(rows, choices, strict=True)])
+            for choices in islice(found, max(k, 0))
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state, measured latencies included; generators are none of it."""

@@ -1,0 +1,324 @@
+"""Few-shot search: one supernet split into several, over any one-shot method and space.
+
+Source:
+    Zhao et al. (2021), "Few-shot Neural Architecture Search", arXiv:2006.06863, official
+    code github.com/aoiang/few-shot-NAS; Hu et al. (2022), "Generalizing Few-Shot NAS with
+    Gradient Matching", arXiv:2203.15207, official code github.com/skhu101/GM-NAS.
+
+Notation (E edges, O operations, n of them allowed on an edge):
+
+    paper   code                       shape     meaning
+    enc     mask                       (E, O)    what a sub-supernet may use
+    θ       nas.supernet.masked_softmax (E, O)   softmax(α) where allowed, else exactly 0
+    g_i     OperationGradients.rows    (n, P)    gradient with the edge set to operation i
+    D       Race.mean                  (n, n)    1 - cosine of g_i, g_j, mean over batches
+    Γ       Partition                            groups of an edge's operations
+
+One sub-supernet is on the device at a time; the others wait as states. They are trained one
+after the other: on a CPU, training them as one network of stacked weights
+(``torch.func.vmap``) turns convolutions into grouped ones and runs what each mask excludes,
+and took longer (``docs/benchmarks.md``).
+
+Differs from the official code, on purpose:
+
+- The layer is one for all methods and spaces; a base method needs ``OneShot``.
+- Groups are cut by their own gradients in every case, edges compare per pair, gradients are
+  compared at any scale: see ``partition`` and ``matching``.
+- Edges race (``racing``) instead of all being measured 100 times.
+- On the DARTS space the edges of both kinds of cells can be split, not only the normal ones.
+- Measuring leaves weights and statistics as they were, and draws no batch from training.
+- Across sub-supernets candidates compete on the validation set by successive halving; the
+  original asks the benchmark for the test accuracy of all four on NAS-Bench-201.
+- A second-order step keeps the momentum of a pruned supernet (the original's bare
+  ``except`` zeroes it); data are walked in epochs, not drawn anew each step.
+"""
+
+from __future__ import annotations
+
+import abc
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.masks import split_mask, sub_space_size
+from nas.methods.few_shot.plan import Moment, Plan, Schedule
+from nas.methods.halving import Contender, Halving, num_steps
+from nas.methods.held_out import HeldOut
+from nas.methods.one_shot import Confinement, OneShot
+from nas.methods.proxyless.costs import measure_latencies
+from nas.plugins import MethodContext, make_method, method_class
+from nas.protocols import Limit, StepReport
+from zoo.errors import InvalidInputError
+from zoo.rng import derive_seed
+from zoo.spec import Architecture
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+def one_shot(name: str, params: Mapping[str, Any], context: MethodContext) -> OneShot:
+    """Build the registered method ``name`` as one that can be split.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        InvalidInputError: It refuses its parameters, or cannot be split.
+    """
+    made: Any = make_method(name, params, context)
+    if not isinstance(made, OneShot):
+        raise InvalidInputError(
+            f"method {name!r} trains no supernet that can be split; give one that does, "
+            "such as darts, pc-darts, snas, rsps or proxyless"
+        )
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """A sub-supernet: its mask, the edges that were not split yet, and its state.
+
+    ``state`` is None for one that starts afresh.
+    """
+
+    mask: Tensor
+    pool: tuple[int, ...]
+    state: Mapping[str, Any] | None
+
+    def splittable(self, groups: int) -> tuple[int, ...]:
+        """Return the edges of the pool with at least as many operations as groups."""
+        counts = self.mask.sum(1).tolist()
+        return tuple(edge for edge in self.pool if counts[edge] >= groups)
+
+
+class SplitSearch(abc.ABC):
+    """A one-shot search whose supernet is split; subclasses decide edge and groups.
+
+    Args:
+        context: What the base method was given.
+        base: What is split; its own number of epochs plays no part.
+        schedule: Splits and epochs.
+        rounds: Steps that a decision takes.
+        candidates: Architectures that each sub-supernet sends to the contest.
+
+    Raises:
+        InvalidInputError: The base cannot be split so often, or there are no data.
+    """
+
+    trains = True
+    measure_latencies = staticmethod(measure_latencies)
+
+    @classmethod
+    def wants_latencies(cls, params: Mapping[str, Any], limits: Sequence[Limit]) -> bool:
+        """Say whether the base method needs latencies measured for it."""
+        asks = getattr(method_class(str(params.get("base", "darts"))), "wants_latencies", None)
+        return asks is not None and bool(asks(params.get("base_params") or {}, limits))
+
+    def __init__(
+        self,
+        context: MethodContext,
+        base: OneShot,
+        *,
+        schedule: Schedule,
+        rounds: int,
+        candidates: int,
+    ) -> None:
+        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+            raise InvalidInputError(f"candidates is {candidates!r}; it must be an integer >= 1")
+        if context.data is None:
+            raise InvalidInputError("a few-shot search needs data, to train on and to select by")
+        self.base = base
+        self.schedule, self._seed, self._candidates = schedule, context.seed, candidates
+        self._held_out = HeldOut(context.data.to(context.device))
+        root = Net(mask=base.options(), pool=base.splittable(), state=None)
+        for stage, groups in enumerate(schedule.groups):
+            if len(root.splittable(groups)) <= stage:
+                raise InvalidInputError(
+                    f"split {stage + 1} into {groups} groups finds no edge with as many "
+                    "operations that was not split before; split fewer times or smaller"
+                )
+        contest = num_steps(schedule.nets(schedule.splits) * candidates, self._held_out.batches)
+        self._plan = Plan(schedule, base.steps_per_epoch, rounds, contest)
+        self._nets = [root]
+        self._children: list[Net] = []
+        self._live: int | None = None
+        self._contest: Halving | None = None
+        self._step = 0
+        self.decisions: list[dict[str, Any]] = []
+
+    @property
+    def total(self) -> int:
+        """Number of steps of training, decisions and the contest."""
+        return self._plan.total
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """Return the masks of the present sub-supernets."""
+        return [net.mask for net in self._nets]
+
+    def step(self) -> StepReport:
+        """Train one sub-supernet on one batch, or measure its edges, or score candidates.
+
+        Raises:
+            ConflictError: The search is over.
+            TrainerError: A loss is not finite, or the device ran out of memory.
+        """
+        moment = self._plan.at(self._step)
+        if moment.phase == "select":
+            message, metrics = self._select()
+        else:
+            self._activate(moment.stage, moment.net)
+            if moment.phase == "train":
+                report = self.base.step()
+                message, metrics = report.message, dict(report.metrics)
+            else:
+                message, metrics = self._decide(moment)
+            of = self.schedule.nets(moment.stage)
+            message = f"sub-supernet {moment.net + 1} of {of}: {message}"
+        self._step += 1
+        return StepReport(step=self._step, total=self.total, message=message, metrics=metrics)
+
+    def best(self, k: int) -> list[Architecture]:
+        """Return the winners of the contest, best first; before it, what a sub-supernet proposes.
+
+        A supernet may come to the same architecture as another: each is returned once.
+        """
+        if self._contest is None:
+            moment = self._plan.at(min(self._step, self.total - 1))
+            self._activate(moment.stage, self._live or 0)
+            return self.base.propose(k, self._rng(self._live or 0))[:k]
+        space = self.base.space.describe()
+        found = [Architecture(space=space, choices=c.choices) for c in self._contest.ranking()]
+        return list(dict.fromkeys(found))[:k]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all state: every sub-supernet's, and how far decisions are."""
+        return {
+            "step": self._step,
+            "live": self._live,
+            "nets": [
+                _net_state(net, self.base.state_dict() if at == self._live else net.state)
+                for at, net in enumerate(self._nets)
+            ],
+            "children": [_net_state(net, net.state) for net in self._children],
+            "contest": None if self._contest is None else self._contest.state_dict(),
+            "decisions": [dict(decision) for decision in self.decisions],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken.
+
+        Raises:
+            InvalidInputError: ``state`` is of another space, base or method.
+        """
+        try:
+            self._nets = [_load_net(item) for item in state["nets"]]
+            self._children = [_load_net(item) for item in state["children"]]
+            shapes = {net.mask.shape for net in self._nets + self._children}
+            if shapes != {self.base.options().shape}:
+                raise ValueError(f"its masks have shapes {[tuple(shape) for shape in shapes]}")
+            kept = state["contest"]
+            self._contest = None if kept is None else Halving.from_state(kept)
+            self.decisions = [dict(decision) for decision in state["decisions"]]
+            self._step, live = int(state["step"]), state["live"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(f"this state is not of a few-shot search: {error}") from error
+        self._live = None
+        if live is not None:
+            self._activate(self._plan.at(min(self._step, self.total - 1)).stage, int(live))
+
+    @abc.abstractmethod
+    def _decide(self, moment: Moment) -> tuple[str, dict[str, float]]:
+        """Take a step of a decision; the last one calls ``_split``. Return what to report."""
+
+    def _split(self, moment: Moment, edge: int, groups: Groups, **facts: Any) -> None:
+        """Replace the live sub-supernet by its children; ``groups`` name columns of the mask."""
+        last = self.schedule.restart and moment.stage + 1 == self.schedule.splits
+        net = self._nets[moment.net]
+        state = None if last else _on_host(self.base.state_dict())
+        masks = split_mask(net.mask, edge, groups)
+        pool = tuple(other for other in net.pool if other != edge)
+        self._children += [Net(mask=mask, pool=pool, state=state) for mask in masks]
+        self.decisions.append(
+            {
+                "stage": moment.stage,
+                "net": moment.net,
+                "edge": edge,
+                "groups": [list(group) for group in groups],
+                "sizes": [sub_space_size(mask) for mask in masks],
+                **facts,
+            }
+        )
+        if moment.net + 1 == len(self._nets):
+            self._nets, self._children, self._live = self._children, [], None
+
+    def _activate(self, stage: int, at: int) -> None:
+        """Bring one sub-supernet onto the device; the one before goes to its state."""
+        if self._live == at:
+            return
+        if self._live is not None:
+            kept = _on_host(self.base.state_dict())
+            self._nets[self._live] = replace(self._nets[self._live], state=kept)
+        net = self._nets[at]
+        self.base.confine(
+            Confinement(
+                mask=net.mask,
+                epochs=self.schedule.length(stage),
+                frozen=self.schedule.frozen(stage),
+                seed=self._net_seed(stage, at),
+            )
+        )
+        if net.state is None:
+            self.base.restart()
+        else:
+            self.base.load_state_dict(net.state)
+        self._live = at
+
+    def _net_seed(self, stage: int, at: int) -> int:
+        """Return the seed of a sub-supernet: its own once it starts afresh."""
+        if self.schedule.restart and stage == self.schedule.splits:
+            return derive_seed(self._seed, "few-shot", at)
+        return self._seed
+
+    def _select(self) -> tuple[str, dict[str, float]]:
+        stage = self.schedule.splits
+        if self._contest is None:
+            contenders = []
+            for at in range(len(self._nets)):
+                self._activate(stage, at)
+                found = self.base.propose(self._candidates, self._rng(at))
+                contenders += [Contender(net=at, choices=item.choices) for item in found]
+            self._contest = Halving(contenders, self._held_out.batches)
+
+        def score(contender: Contender, batch: int) -> tuple[int, int]:
+            self._activate(stage, contender.net)
+            return self._held_out.score(self.base, contender, batch)
+
+        if not self._contest.done:
+            self._contest.step(score)
+        contest = self._contest
+        message = f"choosing among {len(contest.contenders)} candidates"
+        return message, {"held_out_accuracy": contest.ranking()[0].accuracy}
+
+    def _rng(self, at: int) -> random.Random:
+        return random.Random(derive_seed(self._seed, "few-shot", "candidates", at))
+
+
+def _on_host(state: Any) -> Any:
+    """Return a state with its tensors in the host's memory: what waits leaves the device."""
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, Mapping):
+        return {key: _on_host(value) for key, value in state.items()}
+    return [_on_host(item) for item in state] if isinstance(state, list) else state
+
+
+def _net_state(net: Net, state: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"mask": net.mask.clone(), "pool": list(net.pool), "state": state}
+
+
+def _load_net(state: Mapping[str, Any]) -> Net:
+    if not isinstance(state["mask"], Tensor) or state["mask"].dtype != torch.bool:
+        raise TypeError("a mask is no Boolean tensor")
+    return Net(mask=state["mask"].clone(), pool=tuple(state["pool"]), state=state["state"])
