@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.jobs import JobKind
 from zoo.names import check_alias
+from zoo.recipes import SCHEDULES, expand
 from zoo.spec import METRICS as METRICS
 
 
@@ -46,16 +47,57 @@ class Limit(Schema):
 
 
 class Recipe(Schema):
-    """A fixed training budget; every field changes the evaluation's identity."""
+    """A fixed training budget; every field changes the evaluation's identity.
+
+    ``preset`` names a published recipe (``zoo.recipes``) whose fields the others overrule.
+    """
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=2)
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0)
-    clip_norm: float = Field(default=5.0, gt=0)
+    clip_norm: float | None = Field(default=5.0, gt=0, description="null: gradients as they are")
     augment: bool = True
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    schedule: str = Field(default="cosine", description="of the learning rate; nas.learning_rates")
+    warmup_epochs: int | None = Field(default=None, ge=0, description="null: the schedule's own")
+    lr_min: float = Field(default=0.0, ge=0, description="where the schedule ends")
+    power: float = Field(default=2.0, ge=1, description="of the schedule cosine-power")
+    nesterov: bool = True
+    no_decay: tuple[Literal["norms", "biases"], ...] = Field(
+        default=(), description="parameters that weight decay leaves alone"
+    )
+    cutout: int = Field(default=0, ge=0, description="side of the square cut out; 0: none")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="rate at the end of training")
+    drop_path_schedule: Literal["linear", "scheduled"] = "linear"
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="before the classifier")
+    auxiliary: float = Field(default=0.0, ge=0, description="weight of an auxiliary head's loss")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged weights; 0: none")
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        try:
+            return expand(fields)
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}")
+        if self.lr_min > self.lr:
+            raise ValueError(f"lr_min {self.lr_min} is above lr {self.lr}; lower it")
+        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} are more than the {self.epochs} epochs; "
+                "train longer or warm up less"
+            )
+        return self
 
 
 class SearchRequest(Schema):
