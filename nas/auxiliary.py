@@ -39,18 +39,14 @@ class AuxiliaryHead(nn.Sequential):
     """
 
     def __init__(self, in_chans: int, size: tuple[int, int], num_classes: int) -> None:
-        pools = [pooled(side) for side in size]
+        (window_y, stride_y, left_y), (window_x, stride_x, left_x) = map(pooled, size)
         super().__init__(
             nn.ReLU(),
-            nn.AvgPool2d(
-                tuple(window for window, _, _ in pools),
-                stride=tuple(stride for _, stride, _ in pools),
-                count_include_pad=False,
-            ),
+            nn.AvgPool2d((window_y, window_x), stride=(stride_y, stride_x)),
             nn.Conv2d(in_chans, NARROW, 1, bias=False),
             nn.BatchNorm2d(NARROW),
             nn.ReLU(),
-            nn.Conv2d(NARROW, WIDE, tuple(left for _, _, left in pools), bias=False),
+            nn.Conv2d(NARROW, WIDE, (left_y, left_x), bias=False),
             nn.BatchNorm2d(WIDE),
             nn.ReLU(),
             nn.Flatten(),

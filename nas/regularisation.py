@@ -51,13 +51,13 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         generator: Source of the places, on its own device.
     """
     batch, _, height, width = images.shape
-    places = [
+    rows, columns = (
         torch.randint(size, (batch,), generator=generator, device=generator.device).to(
             images.device, non_blocking=True
         )
         for size in (height, width)
-    ]
-    return images.masked_fill(cutout_mask(*places, height, width, side), 0.0)
+    )
+    return images.masked_fill(cutout_mask(rows, columns, height, width, side), 0.0)
 
 
 def linear_drop_path(rate: float, epoch: int, epochs: int) -> float:

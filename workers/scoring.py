@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from typing import Any
 
 from workers.confirmation import Known, compare
 from workers.context import JobContext
-from workers.session import Session, numbers
+from workers.fitting import Kept, log_curve, train_remotely
+from workers.session import numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json, content_id, plain
 from zoo.certificates import Signature
@@ -141,6 +141,7 @@ class Scorer:
         request: SearchRequest,
         facts: Facts,
         ledger: Ledger,
+        kept: Kept,
         *,
         arm: Arm = Arm.SEARCH,
         next_number: int = 0,
@@ -149,6 +150,7 @@ class Scorer:
         self._digest = facts.digest
         self.spent_s = 0.0
         self._context = context
+        self._kept = kept
         self._request = request
         self._arm = arm
         self._target = context.target(request.device)
@@ -394,10 +396,16 @@ class Scorer:
 
     def _train(self, candidate: Candidate, architecture: Architecture) -> Evaluation:
         session = self._context.session
-        args = self._args | {"architecture": architecture.to_json()}
-        with session.device(self._training, "shared"):
-            head = self._context.call("evaluate", args, limits=self._limits()).head
-        log_curve(session, candidate, head["curve"])
+        head = train_remotely(
+            self._context,
+            "evaluate",
+            self._args | {"architecture": architecture.to_json()},
+            key=f"{self._arm} {candidate.number} {architecture.id}",
+            kept=self._kept,
+            limits=self._limits(),
+        ).head
+        self._kept.forget()
+        log_curve(session, head["curve"], arm=self._arm, number=candidate.number)
         return Evaluation(
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
@@ -448,20 +456,6 @@ class Scorer:
 
     def _put(self, candidate: Candidate) -> None:
         self._context.store.jobs.put_candidate(candidate, self._context.session.token)
-
-
-def log_curve(session: Session, candidate: Candidate, curve: Mapping[str, list[float]]) -> None:
-    """Put a candidate's learning curve into the job's log; see ``workers.session``."""
-    if curve.get("epoch"):
-        arm, number = str(candidate.arm), candidate.number
-        points: dict[str, Json] = {
-            name: [value if math.isfinite(value) else None for value in values]
-            for name, values in curve.items()
-        }
-        session.log(
-            f"{arm} candidate {number} was trained for {len(curve['epoch'])} epochs",
-            data={"kind": "curve", "arm": arm, "number": number, **points},
-        )
 
 
 def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dict[str, Any]:

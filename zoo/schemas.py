@@ -129,6 +129,51 @@ class SearchRequest(Schema):
         return self
 
 
+class TrainRequest(Schema):
+    """Train one network to the end and store it: a chain of the zoo, or an architecture.
+
+    The network is one of: ``chain`` (its id or alias; trained on from its weights unless
+    ``from_scratch``), ``architecture`` (itself, or the id of one that a job has met), or
+    ``space`` with a ``genotype`` or ``choices`` in it.
+    """
+
+    chain: str | None = None
+    from_scratch: bool = Field(default=False, description="fresh weights instead of the chain's")
+    architecture: dict[str, Any] | str | None = None
+    space: Choice | None = None
+    genotype: str | None = Field(default=None, description="as the space writes it")
+    choices: tuple[int, ...] | None = None
+    data: str
+    recipe: Recipe = Recipe(epochs=12)
+    seed: int = 0
+    device: str = Field(default="auto", description="where latency is measured")
+    batch: int = Field(default=1, ge=1, description="batch size at which latency is measured")
+    runtime: Literal["torch", "onnx"] = "torch"
+    alias: str | None = Field(default=None, description="name to give the chain")
+    max_train_s: float = Field(default=86_400.0, gt=0)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainRequest:
+        named = [name for name in ("chain", "architecture", "space") if getattr(self, name)]
+        if len(named) != 1:
+            raise ValueError(
+                f"the network is named by {' and '.join(named) or 'nothing'}; "
+                "name one of chain, architecture, or space with genotype or choices"
+            )
+        inside = [it for it in ("genotype", "choices") if getattr(self, it) is not None]
+        if len(inside) != (self.space is not None):
+            raise ValueError(
+                f"genotype and choices belong to a space, one of them to each; got {named[0]} "
+                f"with {' and '.join(inside) or 'neither'}"
+            )
+        if self.from_scratch and self.chain is None:
+            raise ValueError("from_scratch is for a chain; an architecture has no weights yet")
+        if self.alias is not None:
+            _check_alias(self.alias)
+        return self
+
+
 class PreviewRequest(Schema):
     """A question before a search: the space's size and its smallest, median, largest cost."""
 
@@ -171,11 +216,15 @@ class AssembleRequest(Schema):
         if self.objective not in METRICS:
             raise ValueError(f"objective {self.objective!r}; choose one of: {', '.join(METRICS)}")
         if self.name is not None:
-            try:
-                check_alias(self.name)
-            except InvalidInputError as error:
-                raise ValueError(str(error)) from error
+            _check_alias(self.name)
         return self
+
+
+def _check_alias(alias: str) -> None:
+    try:
+        check_alias(alias)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
 
 
 class CostTableRequest(Schema):
@@ -202,6 +251,7 @@ class FrontsRequest(Schema):
 
 REQUESTS: dict[JobKind, type[Schema]] = {
     JobKind.SEARCH: SearchRequest,
+    JobKind.TRAIN: TrainRequest,
     JobKind.PREVIEW: PreviewRequest,
     JobKind.PROFILE: ProfileRequest,
     JobKind.MEASURE: MeasureRequest,

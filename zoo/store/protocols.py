@@ -25,6 +25,7 @@ from zoo.store.values import (
     InFlight,
     JobQuery,
     Page,
+    Relation,
     WorkerInfo,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "JobStore",
     "KeyStore",
     "Page",
+    "Relation",
     "Store",
     "WorkerInfo",
 ]
@@ -278,6 +280,13 @@ class JobStore(Protocol):
         """
 
     def candidates(self, job_id: str, *, arm: Arm | None = None) -> tuple[Candidate, ...]: ...
+
+    def architecture(self, architecture_id: str) -> Mapping[str, Json]:
+        """Return the architecture with this id that some job has met.
+
+        Raises:
+            NotFoundError: No candidate ever had it.
+        """
 
     def savings(
         self, job_id: str | None = None, *, owner: str | None = None
