@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,16 +15,18 @@ import torch
 
 from nas import checkpoint
 from nas.data import load_dataset
-from nas.evaluation import fresh_network
-from nas.plugins import space_of
-from nas.recipe import fixed
+from nas.evaluation import fresh_network, train_and_score
+from nas.plugins import make_space, space_of
 from nas.training import train
 from tests import toys
+from ui.cli import run
 from workers.duties import SPLIT_SEED
 from workers.embedded import EmbeddedWorker
+from workers.train_job import with_classes
+from zoo.errors import IncompatibleShapeError
 from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
 from zoo.schemas import Recipe, parse_request
-from zoo.spec import Architecture
+from zoo.spec import Architecture, TensorSpec
 from zoo.store import open_store
 from zoo.store.protocols import Store
 from zoo.weights import load_chain
@@ -73,7 +76,7 @@ def result_of(store: Store, job: Job) -> dict[str, Any]:
 
 
 TOY = {"name": "toy", "params": {"widths": [7]}}
-LONG = {"epochs": 150, "batch_size": 64, "ema": 0.9, "cutout": 2, "dropout": 0.2}
+LONG = {"epochs": 80, "batch_size": 64, "ema": 0.9, "cutout": 2, "dropout": 0.2}
 """A few seconds, of which every fifth is kept."""
 
 
@@ -115,18 +118,18 @@ def test_a_training_survives_the_kill_of_its_worker_of_its_trainer_and_a_pause(
     toys.wait_for(lambda: kept_epoch(store, job) > second, what="an epoch after the kill")
     store.jobs.request(job.id, JobRequest.PAUSE)
     toys.wait_for(lambda: store.jobs.job(job.id).state is JobState.PAUSED, what="the pause")
-    assert second < kept_epoch(store, job) < 150
+    assert second < kept_epoch(store, job) < 80
     store.jobs.resume(job.id)
     chain = store.blocks.chain(result_of(store, job)["chain"])
     assert sum("goes on from the last epoch" in line for line in said(store, job)) == 2
     assert sum("trying again from the last epoch" in line for line in said(store, job)) == 1
     curve = [event.data for event in store.jobs.events(job.id) if "epoch" in event.data][-1]
-    assert curve["epoch"] == list(range(1, 151))
+    assert curve["epoch"] == list(range(1, 81))
 
     data = load_dataset("digits", root=None, seed=SPLIT_SEED)
     architecture = Architecture.from_json(chain.card["architecture"])  # type: ignore[arg-type]
     module = fresh_network(space_of(architecture), architecture, data, seed=3)
-    train(module, data, fixed(Recipe(**LONG)), device=torch.device("cpu"), seed=3)
+    train(module, data, Recipe(**LONG), device=torch.device("cpu"), seed=3)
     stored = load_chain(chain, store.files).state_dict()
     assert all(torch.equal(stored[key], value) for key, value in module.state_dict().items())
 
@@ -160,7 +163,7 @@ def test_an_architecture_becomes_a_chain_like_a_winner(
     data = load_dataset("digits", root=None, seed=SPLIT_SEED)
     architecture = Architecture.from_json(winner.architecture)
     module = fresh_network(space_of(architecture), architecture, data, seed=1)
-    train(module, data, fixed(Recipe(**SHORT)), device=torch.device("cpu"), seed=1)
+    train(module, data, Recipe(**SHORT), device=torch.device("cpu"), seed=1)
     stored = load_chain(chain, store.files).state_dict()
     assert all(torch.equal(stored[key], value) for key, value in module.state_dict().items())
 
@@ -226,7 +229,7 @@ def test_a_cancelled_training_stops_within_seconds(store: Store, worker: Embedde
 def test_a_search_goes_on_in_the_middle_of_a_candidate_and_of_a_winner(
     store: Store, worker: EmbeddedWorker
 ) -> None:
-    recipes: dict[str, Any] = {"recipe": LONG, "final_recipe": LONG | {"epochs": 120}}
+    recipes: dict[str, Any] = {"recipe": LONG, "final_recipe": LONG | {"epochs": 60}}
     spec = toys.search(candidates=1, seed=5, reuse=False, space={"widths": [7]}, **recipes)
     job = store.jobs.submit(JobKind.SEARCH, spec)
     for arm in ("search", "winner"):
@@ -234,10 +237,58 @@ def test_a_search_goes_on_in_the_middle_of_a_candidate_and_of_a_winner(
         kill(worker)
     ended = toys.succeeded(store, job.id)
     assert sum("trying again from the last epoch" in line for line in said(store, job)) == 2
-    undisturbed = toys.succeeded(store, store.jobs.submit(JobKind.SEARCH, spec).id)
-    first, second = (
-        [dict(item.metrics)["accuracy"] for item in store.jobs.candidates(it.id)]
-        for it in (ended, undisturbed)
+
+    data = load_dataset("digits", root=None, seed=SPLIT_SEED)
+    scored, winner = store.jobs.candidates(ended.id)
+    assert (scored.arm, winner.arm) == (Arm.SEARCH, Arm.WINNER)
+    architecture = Architecture.from_json(scored.architecture)
+    space, cpu = space_of(architecture), torch.device("cpu")
+    undisturbed = train_and_score(space, architecture, data, Recipe(**LONG), seed=5, device=cpu)
+    assert scored.metrics["accuracy"] == undisturbed["accuracy"]
+    module = fresh_network(space, architecture, data, seed=5)
+    train(module, data, Recipe.model_validate(recipes["final_recipe"]), device=cpu, seed=5)
+    stored = load_chain(store.blocks.chain(str(winner.chain)), store.files).state_dict()
+    assert all(torch.equal(stored[key], value) for key, value in module.state_dict().items())
+
+
+def test_the_command_line_trains_a_genotype_and_then_its_chain(
+    store: Store, url: str, worker: EmbeddedWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def blockyard(*words: str) -> Any:
+        capsys.readouterr()
+        code = run(["--url", url, "train", *words, "--data", "digits", "--json"])
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        return json.loads(told.out)
+
+    space = ["--space", "darts", "-s", "cells=1", "-s", "channels=2", "-s", "nodes=1"]
+    short = ["--recipe", "darts-cifar", "--epochs", "1", "-r", "batch_size=256", "-r", "cutout=2"]
+    first = blockyard(*space, "--genotype", GENOTYPE, *short, "--alias", "clid", "--seed", "6")
+    assert first["kind"] == "train"
+    assert first["state"] == "succeeded"
+    recipe = first["spec"]["recipe"]
+    assert (recipe["schedule"], recipe["auxiliary"], recipe["cutout"]) == ("cosine-epoch", 0.4, 2)
+    chain = store.blocks.chain("clid")
+    assert chain.id == first["result"]["chain"]
+    assert first["result"]["summary"] == GENOTYPE
+    assert chain.num_params == first["result"]["metrics"]["num_params"]
+
+    second = blockyard("--chain", "clid", "--epochs", "1", "-r", "batch_size=256")
+    assert second["result"]["chain"] != chain.id
+    edges = store.blocks.lineage(second["result"]["chain"])
+    assert (chain.id, "trained-from") in {(edge.parent, edge.relation) for edge in edges}
+
+
+def test_a_chain_for_other_classes_gets_a_fresh_last_block() -> None:
+    space = make_space("darts", SPACE["params"])
+    architecture = space.parse(GENOTYPE)  # type: ignore[attr-defined]
+    head = space.blocks(architecture, inputs=TensorSpec(shape=(1, 8, 8)), num_classes=10)[-1]
+    assert with_classes(head, 10) is head
+    assert (
+        with_classes(head, 7)
+        == space.blocks(architecture, inputs=TensorSpec(shape=(1, 8, 8)), num_classes=7)[-1]
     )
-    assert first == second
-    assert len(first) == 2
+    with pytest.raises(IncompatibleShapeError, match="ends in logits"):
+        with_classes(
+            space.blocks(architecture, inputs=TensorSpec(shape=(1, 8, 8)), num_classes=7)[0], 10
+        )
