@@ -217,7 +217,7 @@ class Duties:
         return Message({"kind": "timings", "timings": timings})
 
     def fit(self, args: Json, blobs: Blobs) -> Message:
-        """Train an architecture, or the blocks of ``specs``, to the end; see ``fit`` there."""
+        """Train an architecture, or the blocks of ``specs``; see ``training_duties.fit``."""
         if "specs" in args:
             data = self._data(args)
             specs = tuple(BlockSpec.from_json(item) for item in args["specs"])

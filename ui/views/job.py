@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from zoo.canonical import plain
 
 if TYPE_CHECKING:
     from zoo.jobs import Job
+    from zoo.store.protocols import Event
 
 METRICS = ("latency_ms", "accuracy", "flops", "num_params", "size_bytes", "peak_bytes")
 VIEWS = ("Front", "Candidates", "Progress", "Log", "Request")
@@ -349,7 +350,7 @@ def _progress(site: Site, job_id: str) -> None:
             f"Share of the box between the best and the worst {label(x)} and {label(y)} "
             "that the front dominates, after each candidate."
         )
-    curves = _curves(site, job)
+    curves = curves_of(site.zoo.events(job_id), job.kind)
     if curves:
         told = "Reported by the method" if job.kind == "search" else "Training"
         st.subheader(told, anchor=False)
@@ -362,18 +363,18 @@ def _progress(site: Site, job_id: str) -> None:
         st.info("Nothing was reported yet.", icon=":material/hourglass_empty:")
 
 
-def _curves(site: Site, job: Job) -> dict[str, list[dict[str, float]]]:
-    """Collect the numbers that were reported as curves over steps, or a training's epochs."""
+def curves_of(events: Iterable[Event], kind: str) -> dict[str, list[dict[str, float]]]:
+    """Collect the numbers that a job reported as curves over steps, or a training's epochs."""
     curves: dict[str, list[dict[str, float]]] = {}
-    for event in site.zoo.events(job.id):
+    for event in events:
         data: dict[str, Any] = dict(event.data)
         step, phase, numbers = data.get("step"), data.get("phase"), data.get("metrics")
-        if job.kind == "train" and data.get("kind") == "curve":
+        if kind == "train" and data.get("kind") == "curve":
             return _whole_curves(data)
         if not isinstance(numbers, dict) or not isinstance(step, int | float):
             continue
         for metric_name, number in numbers.items():
-            name = metric_name if phase in (None, job.kind) else f"{metric_name}, {phase}"
+            name = metric_name if phase in (None, kind) else f"{metric_name}, {phase}"
             curves.setdefault(name, []).append({"step": step, name: number})
     return {name: points for name, points in curves.items() if len(points) > 1}
 
