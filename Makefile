@@ -8,6 +8,8 @@ READY := $(VENV)/.ready-$(FLAVOUR)
 # PyPI's Linux wheels of torch bring several GB of CUDA; PyTorch's own index has CPU wheels.
 # Where that index cannot be reached, pip warns and takes what its other indexes offer.
 TORCH_INDEX := $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
+# A file's tests share servers and workers, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test check check-full clean
@@ -18,6 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Blockyard needs Python 3.11 or later; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --retries 1 --timeout 15 $(TORCH_INDEX) torch torchvision
+	@rm -rf *.egg-info  # setuptools leaves an old one as it is, and its entry points would be found first
 	$(PIP) --editable '.[dev]'
 	@rm -f $(VENV)/.ready-*
 	@touch $@
@@ -26,7 +29,7 @@ demo: $(READY)
 	$(BIN)/blockyard demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not full'
+	$(PYTEST) -m 'not full'
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -35,7 +38,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 check-full: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf $(VENV) blockyard-demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         help="to a revision up or down; print the revision; compare tables with the program",
     )
     parser.add_argument("revision", nargs="?", help="default: head for upgrade, -1 for downgrade")
-    parser.add_argument("--db", required=True, metavar="URL", help="e.g. sqlite:///zoo.db")
+    url = os.environ.get("BLOCKYARD_URL")
+    parser.add_argument(
+        "--db",
+        default=url,
+        required=url is None,
+        metavar="URL",
+        help="e.g. sqlite:///zoo.db; one with a password belongs in BLOCKYARD_URL",
+    )
     parser.add_argument("--json", action="store_true", help="print the revision as JSON")
     return parser
 

@@ -13,13 +13,18 @@ evaluation, ``Deduping.fresh`` around the proposal:
 | ``Policy.repeats`` | ``max_duplicates`` | M: evaluations before a full hit |
 | the running mean | ``auto_reward_fn`` | the running mean |
 | ``Policy.attempts`` | ``max_proposal_attempts`` | re-mutation (FCM) |
-| ``Policy.forget`` | | F: probability that a full hit forgets its key |
+| ``Policy.forget`` | | F: probability that a full hit forgets its scores |
 | ``Policy.tabu`` | | the length of the tabu list |
+
+A search job uses the same class, with what it remembers in its checkpoints and each
+evaluation in SQL, for all jobs (``workers.scoring``).
 
 Source:
     Gillard et al. (2023), "Unified Functional Hashing in Automatic Machine Learning",
     arXiv:2302.05433. Differs: three repeats rather than one by default, since the score of a
-    single noisy training would stay for good, and the luckiest ones would win.
+    single noisy training would stay for good, and the luckiest ones would win. No two
+    evaluations of a hash have one number, not even across forgetting: a seeded training that
+    is repeated under its own seed would only score the same again.
 """
 
 from __future__ import annotations
@@ -84,19 +89,25 @@ class Kind(StrEnum):
 class Recall:
     """What is known of a hash: means over ``repeats`` evaluations, and their spread.
 
-    ``spread`` is the sample standard deviation, 0 after one evaluation.
+    ``spread`` is the sample standard deviation, 0 after one evaluation. ``numbers`` are
+    those of the evaluations, as ``evaluate`` was given them.
     """
 
     kind: Kind
     metrics: Scores
     spread: Scores
-    repeats: int
+    numbers: range
+
+    @property
+    def repeats(self) -> int:
+        return len(self.numbers)
 
 
 @dataclass
 class _Entry:
-    """Running sums of one hash, by Welford's recurrence."""
+    """Running sums of one hash, by Welford's recurrence; ``total`` counts what it forgot too."""
 
+    total: int = 0
     count: int = 0
     mean: dict[str, float] = field(default_factory=dict)
     squares: dict[str, float] = field(default_factory=dict)
@@ -107,6 +118,7 @@ class _Entry:
                 f"a repeat reports {', '.join(sorted(metrics))}, the first evaluation "
                 f"{', '.join(sorted(self.mean))}; every repeat must report the same metrics"
             )
+        self.total += 1
         self.count += 1
         for name, value in metrics.items():
             before = self.mean.get(name, 0.0)
@@ -119,7 +131,14 @@ class _Entry:
             name: math.sqrt(value / (self.count - 1)) if self.count > 1 else 0.0
             for name, value in self.squares.items()
         }
-        return Recall(kind=kind, metrics=dict(self.mean), spread=spread, repeats=self.count)
+        return Recall(kind=kind, metrics=dict(self.mean), spread=spread, numbers=self.numbers)
+
+    @property
+    def numbers(self) -> range:
+        return range(self.total - self.count, self.total)
+
+    def forget(self) -> None:
+        self.count, self.mean, self.squares = 0, {}, {}
 
 
 @final
@@ -157,7 +176,8 @@ class Deduping(Generic[T]):
         Args:
             item: The candidate.
             evaluate: Given the candidate and the number of evaluations that its hash has
-                had, so that a repeat can take another seed. If it raises, nothing is kept.
+                ever had, forgotten ones too, so that each can take another seed. If it
+                raises, nothing is kept.
 
         Raises:
             InvalidInputError: A repeat reports other metrics than the first evaluation.
@@ -169,16 +189,26 @@ class Deduping(Generic[T]):
             number = self._counts[Kind.HIT]
             drawn = random.Random(derive_seed(self._seed, "forget", number)).random()
             if drawn < self._policy.forget:
-                del self._entries[key]
+                known.forget()
         else:
             entry = known or _Entry()
-            entry.add(evaluate(item, entry.count))
+            entry.add(evaluate(item, entry.total))
             self._entries[key] = entry
             recalled = entry.recall(Kind.MISS if entry.count == 1 else Kind.PARTIAL)
         self._counts[recalled.kind] += 1
         self._latest.pop(key, None)
         self._latest[key] = None
         return recalled
+
+    def total(self, item: T) -> int:
+        """Return how many evaluations the hash of ``item`` has had, forgotten ones too."""
+        entry = self._entries.get(self._hash(item))
+        return entry.total if entry else 0
+
+    def remembered(self, item: T) -> range:
+        """Return the numbers of the evaluations that an answer for ``item`` would rest on."""
+        entry = self._entries.get(self._hash(item))
+        return entry.numbers if entry else range(0)
 
     def fresh(self, propose: Callable[[], T]) -> T:
         """Return the first proposal whose hash is not tabu; the last one if all are.
@@ -198,7 +228,12 @@ class Deduping(Generic[T]):
         """Return all that was learnt, as nested dicts and lists of numbers and strings."""
         return {
             "entries": {
-                key: {"count": entry.count, "mean": entry.mean, "squares": entry.squares}
+                key: {
+                    "total": entry.total,
+                    "count": entry.count,
+                    "mean": dict(entry.mean),
+                    "squares": dict(entry.squares),
+                }
                 for key, entry in self._entries.items()
             },
             "latest": list(self._latest),
@@ -208,7 +243,7 @@ class Deduping(Generic[T]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what another one with the same arguments has learnt."""
         self._entries = {
-            key: _Entry(item["count"], dict(item["mean"]), dict(item["squares"]))
+            key: _Entry(item["total"], item["count"], dict(item["mean"]), dict(item["squares"]))
             for key, item in state["entries"].items()
         }
         self._latest = dict.fromkeys(state["latest"])

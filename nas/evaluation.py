@@ -76,6 +76,11 @@ class TrainingEvaluator:
         self._context = context
         self._data = context.data.to(context.device)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether equal trainings may differ: sums on a GPU have no fixed order."""
+        return self._context.device.type != "cpu"
+
     def describe(self) -> dict[str, Json]:
         context = self._context
         described = describe(context.data, context.recipe, seed=context.seed, device=context.device)

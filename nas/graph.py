@@ -42,7 +42,8 @@ class Graph:
     """A network under construction; methods return the position of a new vertex.
 
     The order of a concatenation's parts is free, so whatever reads it must be dense
-    over the channels. The network's output is the last vertex.
+    over the channels. Operations must not change what they read. The network's output is the
+    last vertex.
 
     A drawing may be smaller than its network, to be run faster: ``inputs`` are the images
     that the drawing takes. The true sizes must then be part of the vertices' ``op``.

@@ -26,6 +26,7 @@ Source:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections import defaultdict
@@ -37,7 +38,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.graph import Graph
 from nas.programs import Built, Drawing, Program
@@ -46,10 +47,14 @@ from zoo.canonical import content_id
 from zoo.certificates import Proof, Signature
 from zoo.errors import InvalidInputError
 from zoo.rng import derive_seed
-from zoo.signature import hash_tensors, projections, uniform
+from zoo.signature import drawn, hash_tensors, integer_limits, projections, uniform
 from zoo.spec import Architecture, TensorSpec
 
-VERSION = 2
+VERSION = 3
+"""Raised whenever the same network would get another hash. 3: every space is drawn; dropout
+follows its input; buffers start anew with every run; parameters that are not trained count
+as what they are; code that casts to float32 runs in float64."""
+
 MANTISSA_BITS = 26
 """A doubled input of a normalised convolution differs from a single one by its eps alone, a
 part in 2**18; rounding is about 2**-44."""
@@ -63,6 +68,10 @@ _COLOUR_BITS = 20
 _FLOOR = 2.0**-40
 _INERT = 2.0**-36
 """Gradients this small beside the largest are rounding noise."""
+
+
+_REJECTIONS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What networks raise that do not run on the inputs given."""
 
 
 @runtime_checkable
@@ -87,13 +96,13 @@ def network_signature(
 ) -> Signature:
     """Return the functional hash of ``architecture``: ``identify`` without the proof."""
     with _program(space, architecture, inputs, num_classes) as (program, images):
-        return _signature(_Settled(program, images, seed=0), ORDER)
+        return _signature(_Settled(program, (images,), seed=0), ORDER)
 
 
 def graph_signature(graph: Graph) -> Signature:
     """Return the functional hash of a drawing; its vertices may be in any order."""
     with torch.random.fork_rng(devices=[]), closing(Drawing(graph)) as drawing:
-        return _signature(_Settled(drawing, graph.inputs, seed=0), ORDER)
+        return _signature(_Settled(drawing, (graph.inputs,), seed=0), ORDER)
 
 
 def identify(
@@ -120,27 +129,63 @@ def identify(
         return identify_program(program, images)
 
 
+def identify_module(
+    module: nn.Module, inputs: Sequence[TensorSpec], *, seed: int = 0, order: Sequence[int] = ORDER
+) -> Identity:
+    """Return what a module, traced or written by hand, is known by; it is left as it is.
+
+    What it returns may be nested; all floating-point tensors count, side by side.
+
+    Args:
+        module: Takes one tensor for each of ``inputs``.
+        inputs: Integers, such as tokens, are drawn from all that the module takes.
+        seed: As for ``identify_program``.
+        order: As for ``identify_program``.
+
+    Raises:
+        InvalidInputError: The module cannot be copied, or does not run on ``inputs``.
+    """
+    name = type(module).__name__
+    try:
+        copied = copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"{name} cannot be copied: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return identify_program(Built(copied), inputs, seed=seed, order=order)
+        except _REJECTIONS as error:
+            shapes = ", ".join(f"{item.dtype}{list(item.shape)}" for item in inputs)
+            raise InvalidInputError(f"{name} does not run on {shapes}: {error}") from error
+
+
 def identify_program(
-    program: Program, inputs: TensorSpec, *, seed: int = 0, order: Sequence[int] = ORDER
+    program: Program,
+    inputs: TensorSpec | Sequence[TensorSpec],
+    *,
+    seed: int = 0,
+    order: Sequence[int] = ORDER,
 ) -> Identity:
     """Return what a network is known by; its weights are overwritten.
 
     Args:
         program: The network.
-        inputs: Images that it takes.
-        seed: Of the images and targets of the hash; the proof has others.
+        inputs: What it takes.
+        seed: Of the inputs and targets of the hash; the proof has others.
         order: The batches trained on, one step each.
 
     Raises:
-        RuntimeError: The network does not run on such images.
+        RuntimeError: The network does not run on such inputs.
     """
-    settled = _Settled(program, inputs, seed=seed)
+    specs = (inputs,) if isinstance(inputs, TensorSpec) else tuple(inputs)
+    settled = _Settled(program, specs, seed=seed)
     outputs, silent = settled.train(order, seed=derive_seed(seed, "proof"))
     values = np.concatenate([projections(item) for item in outputs])
+    probe = content_id([VERSION, seed, list(order), [spec.to_json() for spec in specs]])
     proof = Proof(
-        probe=content_id([VERSION, seed, list(order), inputs.to_json()]),
+        probe=probe,
         values=tuple(np.where(np.abs(values) <= _FLOOR, 0.0, values).tolist()),
         learns_constant=silent,
+        diverges=not all(bool(item.isfinite().all()) for item in outputs),
     )
     return Identity(signature=_signature(settled, order), proof=proof)
 
@@ -167,7 +212,7 @@ def _program(
             else:
                 module = space.build(architecture, inputs=inputs, num_classes=num_classes)
                 yield Built(module), inputs
-        except (RuntimeError, ValueError) as error:
+        except _REJECTIONS as error:
             raise InvalidInputError(
                 f"{space.summary(architecture)} does not run on images of "
                 f"{list(inputs.shape)}: {error}"
@@ -177,11 +222,15 @@ def _program(
 class _Settled:
     """A network with weights by content."""
 
-    def __init__(self, program: Program, inputs: TensorSpec, *, seed: int) -> None:
+    def __init__(self, program: Program, inputs: Sequence[TensorSpec], *, seed: int) -> None:
         self.seed = seed
         self._program = program
         self._sites = program.sites
         self._inputs = inputs
+        self._limits = [2] * len(inputs)
+        if any(spec.dtype.startswith(("int", "uint")) for spec in inputs):
+            with torch.no_grad():
+                self._limits = integer_limits(lambda items: program(*items), inputs)
         self._marks = self._settle()
 
     def _settle(self) -> list[bytes]:
@@ -189,33 +238,38 @@ class _Settled:
 
         Sites without effect keep whatever mark they have.
         """
-        marks, _, ties = self._part([b""] * len(self._sites))
+        marks, _, ties = self._part([b""] * len(self._sites), keyed=False)
         while ties:
             tie = min(ties, key=lambda group: (self._sites[group[0]].content, marks[group[0]]))
             trials = []
             for at in tie:
                 trial = list(marks)
                 trial[at] = _digest(marks[at], b"singled out")
-                trials.append(self._part(trial))
+                trials.append(self._part(trial, keyed=True))
             marks, _, ties = min(trials, key=lambda trial: trial[1])
         return marks
 
-    def _part(self, marks: list[bytes]) -> tuple[list[bytes], str, list[list[int]]]:
-        """Return finer marks by gradients, the hash of the run, and the groups that still tie."""
+    def _part(
+        self, marks: Sequence[bytes], *, keyed: bool
+    ) -> tuple[list[bytes], str, list[list[int]]]:
+        """Return finer marks by gradients, the hash of the run, and the groups that still tie.
+
+        Nothing is run where no two sites are alike, unless the hash is asked for (``keyed``).
+        """
         marks = list(marks)
         while True:
-            self._fill(marks)
-            self._program.forget()
-            logits, loss, images = self._forward(0, self.seed)
-            image, *gradients = _gradients(loss, [images, *self._tensors()])
             groups: defaultdict[tuple[str, bytes], list[int]] = defaultdict(list)
-            largest = max(
-                (float(item.abs().max()) for item in gradients if item.numel()), default=0.0
-            )
-            for at, gradient in enumerate(gradients):
-                if gradient.numel() and float(gradient.abs().max()) > _INERT * largest:
-                    groups[self._sites[at].content, marks[at]].append(at)
-            ties = [group for group in groups.values() if len(group) > 1]
+            for at, site in enumerate(self._sites):
+                groups[site.content, marks[at]].append(at)
+            alike = [group for group in groups.values() if len(group) > 1]
+            if not alike and not keyed:
+                return marks, "", []
+            self._fill(marks)
+            self._program.restart()
+            logits, loss, inputs = self._forward(0, self.seed)
+            gradients = _gradients(loss, [*self._tensors(), *inputs])
+            active = _active(gradients[: len(self._sites)])
+            ties = [kept for group in alike if len(kept := [at for at in group if active[at]]) > 1]
             parted = False
             for group in ties:
                 colours = [_colour(gradients[at]) for at in group]
@@ -224,28 +278,37 @@ class _Settled:
                     for at, colour in zip(group, colours, strict=True):
                         marks[at] = _digest(marks[at], colour.encode())
             if not parted:
-                key, _ = hash_tensors([logits, image], mantissa_bits=_COLOUR_BITS, floor=_FLOOR)
+                outputs = [logits, *gradients[len(self._sites) :]]
+                key, _ = hash_tensors(outputs, mantissa_bits=_COLOUR_BITS, floor=_FLOOR)
                 return marks, key, ties
 
     def train(self, order: Sequence[int], *, seed: int) -> tuple[list[Tensor], bool]:
-        """Return logits and image gradient after training, and whether a constant is learned."""
+        """Return what there is to hash after training, and whether a constant is learned.
+
+        That is the logits and their gradients at the inputs; integers have none, and there
+        it is the size of the gradient of all weights.
+        """
         self._fill(self._marks)
-        self._program.forget()
+        self._program.restart()
         for batch in order:
             _, loss, _ = self._forward(batch, seed)
             gradients = _gradients(loss, self._tensors())
-            norm = math.sqrt(sum(float(item.square().sum()) for item in gradients))
+            norm = _norm(gradients)
             if norm > 0 and math.isfinite(norm):
                 step = LEARNING_RATE / max(1.0, norm)
                 with torch.no_grad():
                     for tensor, gradient in zip(self._tensors(), gradients, strict=True):
                         tensor.sub_(gradient, alpha=step)
-        logits, loss, images = self._forward(-1, seed)
+        logits, loss, inputs = self._forward(-1, seed)
         silent = list(self._program.silent)
-        image, *offsets = _gradients(loss, [images, *silent])
-        return [logits.detach(), image], any(bool(item.any()) for item in offsets)
+        tensors = [] if len(inputs) == len(self._inputs) else self._tensors()
+        found = _gradients(loss, [*silent, *inputs, *tensors])
+        offsets, found = found[: len(silent)], found[len(silent) :]
+        sizes = [torch.tensor([_norm(found[len(inputs) :])])] if tensors else []
+        outputs = [logits.detach(), *found[: len(inputs)], *sizes]
+        return outputs, any(bool(item.any()) for item in offsets)
 
-    def _tensors(self) -> list[torch.nn.Parameter]:
+    def _tensors(self) -> list[nn.Parameter]:
         return [site.tensor for site in self._sites]
 
     def _fill(self, marks: Sequence[bytes]) -> None:
@@ -253,11 +316,27 @@ class _Settled:
             for site, mark in zip(self._sites, marks, strict=True):
                 site.tensor.copy_(_weights(site.content, mark, tuple(site.tensor.shape)))
 
-    def _forward(self, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        images = _images(self._inputs, seed, batch).requires_grad_()
-        logits = self._program(images)
+    def _forward(self, batch: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return logits, loss, and those of the inputs that have a gradient."""
+        given = [
+            _input(spec, position, limit, seed, batch)
+            for position, (spec, limit) in enumerate(zip(self._inputs, self._limits, strict=True))
+        ]
+        smooth = [item.requires_grad_() for item in given if item.is_floating_point()]
+        logits = self._program(*given)
         target = _uniform(tuple(logits.shape), derive_seed(seed, "target", batch))
-        return logits, (logits - target).square().mean() / 2, images
+        return logits, (logits - target).square().mean() / 2, smooth
+
+
+def _active(gradients: Sequence[Tensor]) -> list[bool]:
+    """Return which gradients are more than rounding noise beside the largest."""
+    peaks = [float(item.abs().max()) if item.numel() else 0.0 for item in gradients]
+    largest = max((peak for peak in peaks if math.isfinite(peak)), default=0.0)
+    return [not peak <= _INERT * largest for peak in peaks]
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(item.abs().square().sum()) for item in gradients))
 
 
 def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -285,9 +364,12 @@ def _weights(content: str, mark: bytes, shape: tuple[int, ...]) -> Tensor:
     return values / 2 + 0.75
 
 
-def _images(inputs: TensorSpec, seed: int, batch: int) -> Tensor:
-    shape = (BATCH, *(size or 8 for size in inputs.shape))
-    return _uniform(shape, derive_seed(seed, "images", batch)).clone()
+def _input(spec: TensorSpec, position: int, limit: int, seed: int, batch: int) -> Tensor:
+    shape = (BATCH, *(size or 8 for size in spec.shape))
+    labels = ("images", batch, *([position] if position else []))
+    if spec.dtype.startswith(("float", "bfloat")):
+        return _uniform(shape, derive_seed(seed, *labels)).clone()
+    return drawn(shape, spec.dtype, derive_seed(seed, *labels), limit)
 
 
 @lru_cache(maxsize=64)

@@ -33,6 +33,9 @@ SPACES = "blockyard.spaces"
 METHODS = "blockyard.methods"
 EVALUATORS = "blockyard.evaluators"
 
+Fresh = Callable[[Callable[[], Architecture]], Architecture]
+"""Draws proposals until it takes one, and returns that."""
+
 _KINDS = {SPACES: "search space", METHODS: "search method", EVALUATORS: "evaluator"}
 
 
@@ -43,7 +46,9 @@ class MethodContext:
     ``directions`` defaults to those of ``zoo.spec.METRICS``. ``data`` is set for methods
     that train (``trains = True``), ``evaluator`` for those that sample. ``latencies`` are
     what a class's ``measure_latencies`` returned on the target device, for methods whose
-    ``wants_latencies(params, limits)`` is true.
+    ``wants_latencies(params, limits)`` is true. ``fresh`` is given each proposal's source
+    and returns the last architecture that it took from there: it may refuse those before
+    (see ``nas.dedup.Deduping.fresh``).
     """
 
     space: SearchSpace
@@ -55,6 +60,7 @@ class MethodContext:
     directions: tuple[Direction, ...] = ()
     limits: tuple[Limit, ...] = ()
     latencies: Mapping[str, float] | None = None
+    fresh: Fresh | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives:

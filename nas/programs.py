@@ -7,7 +7,8 @@ anything is run: its shape and, in a drawing, the operation that it belongs to.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -16,9 +17,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
-from nas.graph import CONCAT, INPUT, SUM, ZERO, Graph, Vertex
-from zoo.signature import projections
+from nas.dropping import Steady
+from nas.graph import CONCAT, INPUT, SUM, ZERO, Graph, Vertex, reached
+from zoo.signature import flat, projections
 
 _ROUNDING = 2.0**-32
 
@@ -41,57 +45,76 @@ class Program(Protocol):
     sites: list[Site]
     silent: list[Tensor]
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    def __call__(self, *inputs: Tensor) -> Tensor: ...
 
-    def forget(self) -> None:
-        """Order the parts of concatenations anew in the next run, and then keep the order."""
+    def restart(self) -> None:
+        """Forget earlier runs: buffers are what they were, concatenations are ordered anew."""
 
 
 class Drawing:
-    """A graph, run vertex by vertex in the order in which it was drawn."""
+    """A graph, run vertex by vertex in the order in which it was drawn.
+
+    Vertices that nothing reads are left out.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._vertices = graph.vertices
-        self._modules = [_take(vertex) if vertex.make else None for vertex in graph.vertices]
+        self._live = sorted(reached(graph.vertices))
+        self._modules = {
+            at: _take(vertex)
+            for at in self._live
+            if (vertex := graph.vertices[at]).make is not None
+        }
+        self._drops = any(
+            isinstance(part, _DropoutNd)
+            for module in self._modules.values()
+            for part in module.modules()
+        )
+        self._state = _state(self._modules.values())
         self._orders: dict[int, list[list[int]]] = {}
         self.silent: list[Tensor] = []
         self.sites = [
-            Site(f"{vertex.op}/{name}/{list(tensor.shape)}", tensor)
-            for vertex, module in zip(graph.vertices, self._modules, strict=True)
-            if module is not None
+            Site(f"{graph.vertices[at].op}/{name}/{list(tensor.shape)}", tensor)
+            for at, module in self._modules.items()
             for name, tensor in module.named_parameters()
         ]
 
     def close(self) -> None:
         """Leave the modules to drawings to come."""
-        for vertex, module in zip(self._vertices, self._modules, strict=True):
-            if module is not None:
-                _spare[_kind(vertex)].append(module)
-        self._modules = []
+        self.restart()
+        for at, module in self._modules.items():
+            _leave(self._vertices[at], module)
+        self._modules = {}
 
-    def forget(self) -> None:
+    def restart(self) -> None:
         self._orders.clear()
+        _restore(self._state)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        values: list[Tensor] = []
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with Steady() if self._drops else nullcontext():
+            return self._run(inputs[0])
+
+    def _run(self, images: Tensor) -> Tensor:
+        values: dict[int, Tensor] = {}
         self.silent = []
-        for at, (vertex, module) in enumerate(zip(self._vertices, self._modules, strict=True)):
+        for at in self._live:
+            vertex = self._vertices[at]
             inputs = [values[source] for source in vertex.inputs]
-            if module is not None:
-                values.append(module(*inputs))
-                if vertex.offset and not values[-1].detach().any():
-                    self.silent.append(values[-1])
+            if at in self._modules:
+                values[at] = self._modules[at](*inputs)
+                if vertex.offset and not values[at].detach().any():
+                    self.silent.append(values[at])
             elif vertex.op == INPUT:
-                values.append(images)
+                values[at] = images
             elif vertex.op == SUM:
-                values.append(reduce(add, inputs))
+                values[at] = reduce(add, inputs)
             elif vertex.op == CONCAT:
-                values.append(self._concat(at, inputs))
+                values[at] = self._concat(at, inputs)
             elif vertex.op == ZERO:
-                values.append(torch.zeros_like(inputs[0]))
+                values[at] = torch.zeros_like(inputs[0])
             else:
-                values.append(inputs[0])
-        return values[-1]
+                values[at] = inputs[0]
+        return values[len(self._vertices) - 1]
 
     def _concat(self, at: int, parts: list[Tensor]) -> Tensor:
         """Put parts in the order of what is in them; their place in the drawing is nothing.
@@ -111,19 +134,63 @@ class Drawing:
 
 
 class Built:
-    """A module as it is; every parameter is a site, whatever holds it."""
+    """A module as it is; every parameter that it trains is a site, whatever holds it.
+
+    Buffers and parameters that ask for no gradient are part of what is computed. If it
+    returns several tensors, they are one value side by side.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module.cpu().double().train().requires_grad_()
+        self._module = module.cpu().double()
+        with suppress(NotImplementedError):  # an exported module is what it was exported as
+            self._module.train()
+        self._state = _state([self._module])
         self.silent: list[Tensor] = []
-        self.sites = [Site(f"{list(p.shape)}", p) for p in self._module.parameters()]
+        self.sites = [
+            Site(f"{list(tensor.shape)}", tensor)
+            for tensor in self._module.parameters()
+            if tensor.requires_grad
+        ]
 
-    def forget(self) -> None: ...
+    def restart(self) -> None:
+        _restore(self._state)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        torch.default_generator.manual_seed(0)  # of dropout
-        result: Tensor = self._module(images)
-        return result
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        torch.default_generator.manual_seed(0)  # of what is random beside dropout
+        with Steady():
+            # A value that may be worked on in place, as a leaf may not.
+            found = self._module(*(item.clone() for item in inputs))
+        if isinstance(found, Tensor):
+            return _real(found)
+        return torch.cat([_real(item).reshape(-1) for item in flat(found) if not _integral(item)])
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _integral(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+State = list[tuple[Tensor, Tensor]]
+
+
+def _state(modules: Iterable[nn.Module]) -> State:
+    """Return the buffers with their values, but for batch norms', which training does not read."""
+    return [
+        (buffer, buffer.clone())
+        for module in modules
+        for part in module.modules()
+        if not isinstance(part, _NormBase)
+        for buffer in part.buffers(recurse=False)
+    ]
+
+
+def _restore(state: State) -> None:
+    with torch.no_grad():
+        for buffer, value in state:
+            buffer.copy_(value)
 
 
 def _alike(parts: list[Tensor]) -> list[list[int]]:
@@ -145,15 +212,22 @@ _spare: defaultdict[Hashable, list[nn.Module]] = defaultdict(list)
 
 
 def _kind(vertex: Vertex) -> Hashable:
+    """Return what is equal for vertices whose modules are alike; None if nothing tells."""
     make = vertex.make
-    if isinstance(make, partial):
+    if isinstance(make, partial) and isinstance(make.func, Hashable):
         return vertex.op, make.func, repr(make.args), repr(make.keywords)
-    return vertex.op, make
+    return None
 
 
 def _take(vertex: Vertex) -> nn.Module:
-    spare = _spare[_kind(vertex)]
-    if spare:
-        return spare.pop()
+    kind = _kind(vertex)
+    if kind is not None and _spare[kind]:
+        return _spare[kind].pop()
     assert vertex.make is not None
     return vertex.make().double().train().requires_grad_()
+
+
+def _leave(vertex: Vertex, module: nn.Module) -> None:
+    kind = _kind(vertex)
+    if kind is not None:
+        _spare[kind].append(module)

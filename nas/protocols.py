@@ -126,6 +126,8 @@ class Evaluator(Protocol):
 
     One that looks scores up instead has a class attribute ``looks_up = True``: they are
     then kept by architecture, not by what it computes, and nothing is measured beside them.
+    One whose scores vary though its arguments do not has ``noisy = True``: a search then
+    takes the mean of up to ``nas.dedup.Policy.repeats`` evaluations of a function.
     """
 
     def describe(self) -> dict[str, Json]:

@@ -65,6 +65,7 @@ class FixedRecipe:
         nesterov: Nesterov's form of momentum.
         no_decay: Parameters without weight decay: ``norms`` (weights and biases of
             normalisations), ``biases`` (of everything else).
+        auto_augment: AutoAugment's policy for CIFAR-10, after crops and mirroring.
         cutout: Side of the square of black pixels put on every training image; 0 for none.
         drop_path: Rate at which paths are dropped at the end of training.
         drop_path_schedule: ``linear`` in epochs, the same for all layers (DARTS), or
@@ -89,6 +90,7 @@ class FixedRecipe:
     power: float = 2.0
     nesterov: bool = True
     no_decay: tuple[str, ...] = ()
+    auto_augment: bool = False
     cutout: int = 0
     drop_path: float = 0.0
     drop_path_schedule: str = "linear"

@@ -1,9 +1,10 @@
 """Pairs of drawings that are known to compute the same, and pairs that are known not to.
 
-They hold the functional hash to its promise. Equal pairs come from rules that rewrite a
-graph; near misses from a single change that alters the operations with weights on which the
-output depends, or else the ``expansion`` of the output, in which instances of an operation
-are not told apart: networks of different expansions compute different functions.
+They hold the functional hash to its promise, for every space that draws its networks. Equal
+pairs come from rules that rewrite a graph; near misses from a neighbour, or a single change,
+that alters the operations with weights on which the output depends, or else the
+``expansion`` of the output, in which instances of an operation are not told apart: networks
+of different expansions compute different functions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from nas.graph import CONCAT, IDENTITY, INPUT, SUM, ZERO, Graph, Vertex, reached
 from nas.identity import GraphSpace
 from nas.protocols import SearchSpace
-from zoo.spec import TensorSpec
+from zoo.spec import Architecture, TensorSpec
 
 LINEAR = ("avg_pool",)
 """What the names of linear operations without weights start with."""
@@ -57,10 +58,19 @@ def near_misses(
 def _near(
     space: SearchSpace, rng: random.Random, inputs: TensorSpec, num_classes: int
 ) -> Iterator[tuple[Graph, Graph]]:
+    def draw(architecture: Architecture) -> Graph:
+        assert isinstance(space, GraphSpace)
+        return space.graph(architecture, inputs=inputs, num_classes=num_classes)
+
+    def neighbour(_: Graph, rng: random.Random) -> Graph:
+        return draw(space.mutate(architecture, rng))
+
+    rules: tuple[Rule, ...] = (*NEAR_RULES, neighbour, neighbour)
     while True:
-        graph = _drawing(space, rng, inputs, num_classes)
+        architecture = space.sample(rng)
+        graph = draw(architecture)
         for _ in range(_ATTEMPTS):
-            other = rng.choice(NEAR_RULES)(graph, rng)
+            other = rng.choice(rules)(graph, rng)
             if other is not None and differ(graph, other):
                 yield graph, reordered(other, rng)
                 break
@@ -219,6 +229,17 @@ def _add_zero(graph: Graph, rng: random.Random) -> Graph | None:
     def build(made: Graph, vertex: Vertex) -> int:
         zero = made.zero(like=vertex.inputs[0])
         return made.put(replace(vertex, inputs=(*vertex.inputs, zero)))
+
+    return None if at is None else _edit(graph, at, build)
+
+
+def _add_nothing(graph: Graph, rng: random.Random) -> Graph | None:
+    """Let a vertex be a sum: of itself and zeros."""
+    at = _pick(graph, rng, lambda vertex: True)
+
+    def build(made: Graph, vertex: Vertex) -> int:
+        same = made.put(vertex)
+        return made.add(*rng.sample((same, made.zero(like=same)), 2))
 
     return None if at is None else _edit(graph, at, build)
 
@@ -425,6 +446,7 @@ EQUAL_RULES: tuple[Rule, ...] = (
     _nest,
     _pass_through,
     _add_zero,
+    _add_nothing,
     _add_dead_branch,
     _distribute,
     _factor,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.spaces.darts import DartsSpace
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.darts import ImageNetStem, Stem
 from zoo.families.darts_operations import Zero, operation, preprocess
 
@@ -34,9 +34,9 @@ KINDS = ("normal", "reduce")
 class Mixture:
     """The weights of one kind of cell.
 
-    ``ops`` is ``(edges, operations)``, each row summing to 1; ``edges`` is ``(edges,)``,
-    summing to 1 over the edges into each node, or all 1 without edge normalisation. Edges
-    are in the order of their node, then of the state that they read.
+    ``ops`` is ``(edges, operations)``, each row summing to 1, or as ``max_w`` weighs them;
+    ``edges`` is ``(edges,)``, summing to 1 over the edges into each node, or all 1 without
+    edge normalisation. Edges are in the order of their node, then of the state that they read.
     """
 
     ops: Tensor
@@ -58,11 +58,36 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
+def max_w(weights: Tensor, *, stop_gradient: bool = False) -> Tensor:
+    """Return ``1 - max_k w_k + w_o``: the strongest operation always has the weight 1.
+
+    Args:
+        weights: ``(…, operations)``, the softmax of an edge's alphas in each row.
+        stop_gradient: Whether the maximum counts as a constant. Else its gradient flows to
+            the strongest operation, in equal shares to several that tie.
+
+    Source:
+        Hundt et al. (2019), "sharpDARTS", arXiv:1903.09900, Max-W regularisation.
+    """
+    largest = weights.amax(dim=-1, keepdim=True)
+    return 1 - (largest.detach() if stop_gradient else largest) + weights
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "scalar": lambda weights: weights,
+    "max_w": max_w,
+    "max_w_stopped": partial(max_w, stop_gradient=True),
+}
+"""What is made of an edge's softmax before it weighs the operations: nothing, or Max-W with
+the gradient of sharpDARTS's released code, or with that of the comment beside it."""
+
+
 class ArchParameters(nn.Module):
     """Alphas ``(edges, operations)`` and betas ``(edges,)`` for each kind of cell.
 
     All start at 1e-3 times a standard normal draw from ``generator``. Without
     ``edge_normalisation`` there are no betas, and every edge has the share 1.
+    ``weighting`` is one of ``WEIGHTINGS``.
     """
 
     def __init__(
@@ -72,10 +97,14 @@ class ArchParameters(nn.Module):
         *,
         generator: torch.Generator,
         edge_normalisation: bool = True,
+        weighting: str = "scalar",
     ) -> None:
         super().__init__()
+        if weighting not in WEIGHTINGS:
+            raise UnknownNameError("weighting of operations", weighting, WEIGHTINGS)
         self.nodes = nodes
         self.edge_normalisation = edge_normalisation
+        self.weighting = weighting
         edges = num_edges(nodes)
         shapes: dict[str, tuple[int, ...]] = {"alphas": (edges, num_ops), "betas": (edges,)}
         if not edge_normalisation:
@@ -87,6 +116,14 @@ class ArchParameters(nn.Module):
 
     def forward(self) -> dict[str, Mixture]:
         """Return the mixture of every kind of cell, differentiable in the parameters."""
+        weigh = WEIGHTINGS[self.weighting]
+        return {
+            kind: Mixture(ops=weigh(shares.ops), edges=shares.edges)
+            for kind, shares in self.shares().items()
+        }
+
+    def shares(self) -> dict[str, Mixture]:
+        """Return the softmaxes alone, by which cells are derived whatever the weighting."""
         return {
             kind: Mixture(
                 ops=F.softmax(self.get_parameter(f"alphas_{kind}"), dim=-1),

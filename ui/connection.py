@@ -64,8 +64,10 @@ class Connection:
         if self.url == DEFAULT_URL:
             Path(DEFAULT_URL.removeprefix("sqlite:///")).parent.mkdir(exist_ok=True)
 
-    def database_options(self) -> list[str]:
-        """Return ``--db`` and ``--files`` for a process that works on the database itself.
+    def database_environment(self) -> dict[str, str]:
+        """Return what a process reads that works on the database itself.
+
+        Every user of a machine can read command lines, so a URL with a password is in none.
 
         Raises:
             InvalidInputError: The URL is a server's.
@@ -78,4 +80,5 @@ class Connection:
                 "run it where the database is, with --url sqlite:///… or postgresql+psycopg://…"
             )
         self.make_folder()
-        return ["--db", self.url, *(["--files", str(self.files)] if self.files else [])]
+        files = {"BLOCKYARD_FILES": str(self.files)} if self.files else {}
+        return {"BLOCKYARD_URL": self.url, **files}

@@ -12,6 +12,22 @@ from typing import Any
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, MissingDataError
 
+NUMBERS = (
+    "device",
+    "batch",
+    "runtime",
+    "winners",
+    "seed",
+    "max_candidate_s",
+    "max_memory_bytes",
+    "max_duplicates",
+    "forget",
+    "max_proposal_attempts",
+    "tabu",
+    "evaluation_seed",
+)
+"""Fields of a search that the command line takes as options of the same name."""
+
 LIMIT = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*")
 
 
@@ -134,6 +150,23 @@ def read_spec(path: Path) -> dict[str, Any]:
     return content
 
 
+def latency_source(table: str | None, predict: bool) -> dict[str, Json] | None:
+    """Return the latency source of a search: a table's file, or the job that built one.
+
+    Raises:
+        InvalidInputError: A model is wanted without a table, or the file holds no object.
+        MissingDataError: There is no such file, and it is no job's id.
+    """
+    if table is None:
+        if predict:
+            raise InvalidInputError("a model needs a table to be fitted to; give --latency-table")
+        return None
+    kind = "predictor" if predict else "table"
+    if table.startswith("job_"):
+        return {"kind": kind, "job": table}
+    return {"kind": kind, "table": read_spec(Path(table))}
+
+
 def search_command(spec: Mapping[str, Any]) -> str:
     """Return the ``blockyard search run`` that submits ``spec``, defaults left out."""
     from zoo.schemas import Choice, SearchRequest
@@ -157,11 +190,13 @@ def search_command(spec: Mapping[str, Any]) -> str:
         for name, chosen in (spec.get(recipe) or {}).items():
             if chosen != plain[recipe][name]:
                 words += [prefix, f"{name}={_text(chosen)}"]
-    for name in ("device", "batch", "runtime", "winners", "seed", "max_candidate_s"):
+    for name in NUMBERS:
         if spec.get(name, plain[name]) != plain[name]:
             words += [f"--{name.replace('_', '-')}", str(spec[name])]
-    if spec.get("max_memory_bytes") is not None:
-        words += ["--max-memory-bytes", str(spec["max_memory_bytes"])]
+    latency = spec.get("latency") or {}
+    if latency.get("kind", "measured") != "measured":
+        words += ["--latency-table", latency.get("job") or "TABLE.json"]
+        words += ["--predict-latency"] if latency["kind"] == "predictor" else []
     words += ["--baseline"] if spec.get("baseline") else []
     words += ["--no-reuse"] if spec.get("reuse") is False else []
     return shlex.join(words)

@@ -21,6 +21,8 @@ FEASIBLE_COLOUR = "#009e73"
 WINNER_COLOUR = "#f0c808"
 INK = "#30343b"
 
+OTHERS_JOB = "another user's job"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
@@ -39,8 +41,18 @@ class Series:
         return tuple(
             position
             for position, row in enumerate(self.rows)
-            if row["feasible"] == feasible and (not feasible or bool(row["reused_from"]) == reused)
+            if row["feasible"] == feasible and (not feasible or was_reused(row) == reused)
         )
+
+
+def was_reused(row: Row) -> bool:
+    """Say whether a candidate's evaluation was one that was there."""
+    return bool(row["reused_from"] or row.get("reused"))
+
+
+def origin(row: Row) -> str:
+    """Name the job whose evaluation was reused; another user's has no name here."""
+    return short(row["reused_from"]) if row["reused_from"] else OTHERS_JOB
 
 
 def direction(name: str) -> str:

@@ -66,7 +66,12 @@ def _command(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text)
     environment = os.environ
-    command.add_argument("--db", default=environment.get("BLOCKYARD_URL"), help="database URL")
+    command.add_argument(
+        "--db",
+        default=environment.get("BLOCKYARD_URL"),
+        help="database URL; every user can read a command line, so one with a password belongs "
+        "in BLOCKYARD_URL",
+    )
     command.add_argument("--files", type=Path, default=_path(environment.get("BLOCKYARD_FILES")))
     command.add_argument(
         "--data",
@@ -82,7 +87,7 @@ def _add_broker(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--broker",
         default=os.environ.get("BLOCKYARD_BROKER"),
-        help="Redis URL; without it jobs are found by polling the database",
+        help="Redis URL, with a password in BLOCKYARD_BROKER; without it workers poll the database",
     )
 
 

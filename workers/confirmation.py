@@ -33,12 +33,12 @@ class Known:
             proof=Proof.from_json(head["proof"]),
         )
 
-    def found_in(self, evaluations: EvaluationStore) -> str:
-        """Return the hash under which the store knows this, own or next door."""
+    def found_in(self, evaluations: EvaluationStore, *, scope: str | None = None) -> str:
+        """Return the hash under which the store knows this in a scope, own or next door."""
         keys = (self.signature.key, *self.signature.alternates)
         if len(keys) == 1:
             return keys[0]
-        return next((key for key in keys if evaluations.find(key)), keys[0])
+        return next((key for key in keys if evaluations.find(key, scope=scope)), keys[0])
 
     def info(self, signature: str) -> dict[str, Any]:
         """Return what an evaluation keeps of it."""

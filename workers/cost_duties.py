@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.cost.operations import Operation, Replay, operations_of, trace
 from nas.data import DataSet
@@ -19,6 +20,7 @@ from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner
 from workers.wire import Message
 from zoo.builders import build_chain
+from zoo.errors import NotFoundError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, TensorSpec
 
@@ -94,6 +96,22 @@ def operations(space: SearchSpace, data: DataSet, args: Json) -> Message:
         "networks": [[places[key] for key in keys] for keys in networks],
     }
     return Message(head)
+
+
+def priced(module: nn.Module, inputs: TensorSpec, batch: int, prices: Mapping[str, float]) -> float:
+    """Return the sum of the prices of what a module executes.
+
+    Raises:
+        NotFoundError: An operation has no price.
+    """
+    keys = [operation.key for operation in trace(module, inputs, batch=batch)]
+    missing = [key for key in keys if key not in prices]
+    if missing:
+        raise NotFoundError(
+            f"operation {missing[0]} of a layer alone is in no whole network, and has no price; "
+            "measure the layers instead of taking them from a table"
+        )
+    return math.fsum(prices[key] for key in keys)
 
 
 def time_operations(args: Json) -> Message:

@@ -142,13 +142,11 @@ class Duties:
         return Message(head)
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
-        """Describe an evaluator: all that determines its scores, and if it looks them up."""
+        """Describe an evaluator: all that determines its scores, and of what nature they are."""
         context = self._evaluator_context(args)
         evaluator = make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
-        looks_up = bool(getattr(evaluator, "looks_up", False))
-        return Message(
-            {"kind": "evaluator", "describe": evaluator.describe(), "looks_up": looks_up}
-        )
+        nature = {name: bool(getattr(evaluator, name, False)) for name in ("looks_up", "noisy")}
+        return Message({"kind": "evaluator", "describe": evaluator.describe(), **nature})
 
     def evaluate(self, args: Json, blobs: Blobs) -> Message:
         """Score one architecture; latency is the worker's to measure, and is not among it.
@@ -181,14 +179,20 @@ class Duties:
         return Message({"kind": "timing", **timing_json(timing)})
 
     def latencies(self, args: Json, _: Blobs) -> Message:
-        """Time the layers of a space, as the method that will search it wants them."""
+        """Time the layers of a space, as the method that will search it wants them.
+
+        Given ``prices`` of operations, layers are priced by their sum instead.
+        """
         space, data, count = make_space(**args["space"]), self._data(args), 0
+        prices: Mapping[str, float] | None = args.get("prices")
 
         def layer_ms(specs: Sequence[BlockSpec]) -> float:
             nonlocal count
             count += 1
             self._report(done=count, total=0, message=f"measuring layer {count}")
             module = build_chain(specs, seed=0)
+            if prices is not None:
+                return cost_duties.priced(module, specs[0].inputs[0], args["batch"], prices)
             timing = self._time(module, specs, args["runtime"], args["batch"], args["device"], None)
             return timing.median_ms
 

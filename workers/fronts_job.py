@@ -26,6 +26,7 @@ from workers.cost_table_job import (
     measured_before,
     time_network,
 )
+from workers.latency import PREDICTED
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, NotFoundError
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobState
@@ -132,6 +133,8 @@ def _recomputed(
     table = _calibrated(context, request, device, listed, state)
     sums = [table.total_ms(listed.keys(number)) for number in range(len(candidates))]
     metrics = [{**item.metrics, LATENCY: ms} for item, ms in zip(candidates, sums, strict=True)]
+    for values in metrics:
+        values.pop(PREDICTED, None)  # that of the search; the front's networks are measured
     allowed = [number for number, values in enumerate(metrics) if _holds(search, values)]
     points = [[metrics[number][name] for name in search.objectives] for number in allowed]
     best = [allowed[int(place)] for place in front(points, [METRICS[n] for n in search.objectives])]

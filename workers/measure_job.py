@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from workers.context import JobContext
-from workers.scoring import measure
+from workers.latency import measure
 from zoo.canonical import Json
 from zoo.errors import EnvironmentUnfitError
 from zoo.jobs import JobKind

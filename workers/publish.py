@@ -22,9 +22,9 @@ import torch
 from nas.protocols import SearchSpace
 from workers.context import JobContext
 from workers.duties import SPLIT_SEED
+from workers.facts import Facts
 from workers.fitting import Kept, log_curve, train_remotely
 from workers.profile_job import BATCHES, RUNTIMES, profile_chain
-from workers.scoring import Facts
 from workers.supervisor import Limits
 from workers.wire import Message
 from zoo.canonical import Json, plain
@@ -120,6 +120,7 @@ class Publisher:
             architecture_id=architecture.id,
             state=CandidateState.EVALUATED,
             metrics=metrics,
+            repeats=1,
             feasible=all(
                 limit.metric in metrics and limit.holds(metrics[limit.metric])
                 for limit in request.limits

@@ -1,4 +1,4 @@
-"""The evaluator of sampling methods: each candidate once, whoever asked for it first.
+"""The evaluator of sampling methods: no function is evaluated twice, whoever asks for it.
 
 A candidate's scores are kept under two keys. Training is keyed by what the network
 computes (its functional signature) and everything that determines its scores; latency by
@@ -6,126 +6,43 @@ the same signature, the device, the runtime and the batch size. So a search for 
 device reuses all training, and a measurement is never repeated. Scores that an evaluator
 looks up are kept by architecture, and nothing is measured beside them.
 
+How often a function is evaluated, and which proposals are refused, is the request's policy
+(``nas.dedup``). What it decides depends on the candidates of this search alone: the n-th
+evaluation of a function has the same key and seed in every job, so that another job's work
+changes what a search costs and never what it finds.
+
 What is found under a signature but was made of another architecture is used only if the
 hit is confirmed; else the candidate is told apart, by its architecture behind its signature.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from workers.confirmation import Known, compare
+from nas.dedup import Deduping, Kind, Policy
+from workers.cache import Cache, Found, UnconfirmedError, scope_of
+from workers.confirmation import Known
 from workers.context import JobContext
+from workers.facts import Facts
 from workers.fitting import Kept, log_curve, train_remotely
+from workers.latency import Latencies, TabledLatencies, latencies_of
+from workers.ledger import Ledger
 from workers.session import numbers
 from workers.supervisor import Limits
-from zoo.canonical import Json, content_id, plain
+from zoo.canonical import Json
 from zoo.certificates import Signature
 from zoo.errors import (
     CorruptArtifactError,
     InvalidInputError,
     RunnerError,
-    StaleTokenError,
     TrainerError,
 )
-from zoo.jobs import Arm, Candidate, CandidateState, JobKind
-from zoo.schemas import SearchRequest
-from zoo.spec import Architecture, Device, Evaluation
-from zoo.store.protocols import Claimed
-
-MEASURE_S = 300.0
-"""Time limit of one latency measurement, export included."""
-
-LAYERS_S = 1800.0
-"""Time limit of measuring every layer of a space."""
-
-LATENCY_VERSION = 1
-"""Raised whenever measuring would give other numbers on the same device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What the worker needs to know of a data set that only the trainer holds."""
-
-    name: str
-    digest: str
-    num_classes: int
-    class_names: tuple[str, ...]
-    licence: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    inputs: Mapping[str, Any]
-
-
-def load_facts(context: JobContext, data: str) -> Facts:
-    """Have the trainer load a data set and describe it.
-
-    Raises:
-        MissingDataError: It is not there.
-        UnknownNameError: No data set has this name.
-    """
-    with context.session.device(context.training_device(), "shared"):
-        head = context.call("facts", {"data": data}).head
-    return Facts(
-        name=head["name"],
-        digest=head["digest"],
-        num_classes=head["num_classes"],
-        class_names=tuple(head["class_names"]),
-        licence=head["licence"],
-        mean=tuple(head["mean"]),
-        std=tuple(head["std"]),
-        inputs=head["inputs"],
-    )
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What a job's candidates have shown so far, shared by its arms.
-
-    ``scored`` are signatures, of which the job's first candidate paid for what this job
-    evaluated; ``poison`` is signature → who failed, and ``proofs`` is what is known of those.
-    """
-
-    scored: set[str]
-    poison: dict[str, Candidate]
-    proofs: dict[str, Known]
-
-    @classmethod
-    def of(cls, candidates: Iterable[Candidate]) -> Ledger:
-        """Return what is on record."""
-        ledger = cls(set(), {}, {})
-        for candidate in candidates:
-            ledger.add(candidate)
-        return ledger
-
-    def add(self, candidate: Candidate) -> None:
-        """Learn how a candidate ended."""
-        if candidate.signature is None:
-            return
-        if candidate.state is CandidateState.EVALUATED:
-            self.scored.add(candidate.signature)
-        if candidate.state is CandidateState.FAILED:
-            self.poison.setdefault(candidate.signature, candidate)
-
-    def why_refused(self, signature: str, known: Known) -> str | None:
-        """Return why a network failed that is surely the same, or None if none did."""
-        failed = self.poison.get(signature)
-        if failed is None:
-            return None
-        other = self.proofs.get(signature)
-        same = failed.architecture_id == known.architecture_id
-        if not same and other is not None and other.proof is not None:
-            same = compare(known.proof, other.proof.to_json()).confirmed
-        return (failed.reason or "failed") if same else None
-
-
-class _UnconfirmedError(Exception):
-    """What was found under a signature is not surely of the same network."""
+from zoo.jobs import Arm, Candidate, CandidateState
+from zoo.rng import derive_seed
+from zoo.schemas import Limit, SearchRequest
+from zoo.spec import Architecture, Device, Evaluation, TensorSpec
 
 
 class Scorer:
@@ -133,6 +50,15 @@ class Scorer:
 
     A candidate that is on record from before an interruption is answered from there, so
     a search that replays its last steps repeats no evaluation and changes no record.
+
+    Args:
+        context: The job.
+        request: Its request.
+        facts: What there is to know of its data.
+        ledger: What its candidates have shown.
+        arm: Whose candidates are scored.
+        next_number: The first candidate's.
+        memory: What ``state_dict`` returned when that was the next one.
     """
 
     def __init__(
@@ -145,6 +71,7 @@ class Scorer:
         *,
         arm: Arm = Arm.SEARCH,
         next_number: int = 0,
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         self.next_number = next_number
         self._digest = facts.digest
@@ -155,22 +82,40 @@ class Scorer:
         self._arm = arm
         self._target = context.target(request.device)
         self._training = context.training_device()
+        self._seed = request.seed if request.evaluation_seed is None else request.evaluation_seed
         self._args: dict[str, Any] = {
             "evaluator": request.evaluator.model_dump(),
             "space": request.space.model_dump(),
             "data": request.data,
             "recipe": request.recipe.model_dump(),
-            "seed": request.seed,
             "device": self._training.name,
         }
         with context.session.device(self._training, "shared"):
-            head = context.call("evaluator", self._args).head
+            head = context.call("evaluator", self._args | {"seed": self._seed}).head
         self._described: dict[str, Json] = {
             "evaluator": request.evaluator.model_dump(),
             "terms": head["describe"],
         }
         self._looks_up = bool(head["looks_up"])
+        self._cache = Cache(context, scope=scope_of(context.job, reuse=request.reuse))
+        self.latencies = latencies_of(
+            context,
+            request,
+            self._target,
+            data=facts.digest,
+            inputs=TensorSpec.from_json(facts.inputs),
+            num_classes=facts.num_classes,
+            once=lambda terms, info, make: self._cache.once(terms, info, None, make).evaluation,
+        )
         self._ledger = ledger
+        self._memory = Deduping[Architecture](
+            self._hash,
+            policy_of(request, noisy=bool(head["noisy"])),
+            seed=derive_seed(request.seed, "dedup", str(arm)),
+        )
+        if memory is not None:
+            self._memory.load_state_dict(memory)
+        ledger.memories[arm] = self._memory
         recorded = context.store.jobs.candidates(context.job.id, arm=arm)
         self._recorded = {item.number: item for item in recorded}
 
@@ -181,7 +126,19 @@ class Scorer:
 
     def describe(self) -> dict[str, Json]:
         """Return all that determines the scores; see ``Evaluator.describe``."""
-        return {**self._described, "latency": self._latency_terms()}
+        return {**self._described, "latency": self.latencies.terms()}
+
+    def fresh(self, propose: Callable[[], Architecture]) -> Architecture:
+        """Draw proposals until one is new, or as many as the policy allows; return the last.
+
+        Raises:
+            JobStoppedError: The job was told to stop.
+        """
+        return self._memory.fresh(propose)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered of the candidates before ``next_number``."""
+        return self._memory.state_dict()
 
     def evaluate(self, architecture: Architecture) -> Evaluation:
         """Score one architecture under the next number; see ``Evaluator.evaluate``.
@@ -205,6 +162,8 @@ class Scorer:
         if known.state is CandidateState.RUNNING:
             known = self._score(known, architecture)
             self._recorded[number] = known
+        elif known.state is CandidateState.EVALUATED:
+            self._remember(known, architecture)
         self.next_number = number + 1
         if known.state is CandidateState.FAILED:
             raise TrainerError(known.reason or "failed")
@@ -212,42 +171,31 @@ class Scorer:
         return Evaluation(
             metrics=known.metrics,
             cost_s=known.cost_s,
+            repeats=known.repeats,
             job=known.reused_from or known.job,
             device=self._target.id,
         )
 
     def latency_ms(self, architecture: Architecture) -> float:
-        """Return an untrained architecture's latency, measured once for all who ask.
+        """Return an untrained architecture's latency, found once for all who ask.
+
+        It is measured also where candidates are priced from a table of the same device.
 
         Raises:
             TrainerError: It cannot be measured.
             JobStoppedError: The job was told to stop.
         """
         self._context.session.check()
-        known = self._known(architecture)
-        signature = known.found_in(self._context.store.evaluations)
+        known, signature = self._known(architecture), self._signature(architecture)
+        source: Latencies = self.latencies
+        if isinstance(source, TabledLatencies) and source.of_target:
+            source = source.measured
         try:
-            timed = self._timed(architecture, signature, self._info(known, signature), known, {})[0]
-        except _UnconfirmedError:
-            own = f"{signature}-{architecture.id}"
-            timed = self._timed(architecture, own, self._info(known, own), known, {})[0]
-        return timed.metrics["latency_ms"]
-
-    def layer_latencies(self) -> dict[str, float] | None:
-        """Return the latencies of the space's layers on the target device, if it is ours.
-
-        They are measured once for all searches of the same space, task and device.
-        """
-        if not self._context.owns(self._target):
-            return None
-        terms: dict[str, Json] = {
-            "layers": self._request.space.model_dump(),
-            "method": self._request.method.name,
-            "data": self._digest,
-            "latency": self._latency_terms(),
-        }
-        info: dict[str, Any] = {"kind": "layers", "data": self._digest}
-        return dict(self._once(terms, info, None, self._measure_layers)[0].metrics)
+            found = self._timed(architecture, known, signature, source=source)
+        except UnconfirmedError:
+            apart = self._told_apart(architecture)
+            found = self._timed(architecture, known, apart, source=source)
+        return found.evaluation.metrics["latency_ms"]
 
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
         session = self._context.session
@@ -256,15 +204,14 @@ class Scorer:
         self._put(candidate)
         known: Known | None = None
         try:
-            known = self._known(architecture)
-            signature = known.found_in(self._context.store.evaluations)
+            known, signature = self._known(architecture), self._signature(architecture)
             candidate = dataclasses.replace(candidate, signature=signature)
             if (why := self._ledger.why_refused(signature, known)) is not None:
                 raise TrainerError(f"computes the same as one that failed: {why}")
             try:
                 done = self._scored(candidate, architecture, known)
-            except _UnconfirmedError:
-                own = f"{signature}-{architecture.id}"
+            except UnconfirmedError:
+                own = self._told_apart(architecture)
                 candidate = dataclasses.replace(candidate, signature=own)
                 done = self._scored(candidate, architecture, known)
         except (TrainerError, InvalidInputError, RunnerError, CorruptArtifactError) as error:
@@ -280,127 +227,157 @@ class Scorer:
         return done
 
     def _scored(self, candidate: Candidate, architecture: Architecture, known: Known) -> Candidate:
+        """Score a candidate as the policy says, and book what was paid and what was spared.
+
+        What an arm finds of a function that no arm had scored, in an evaluation of this very
+        job, the job had paid for before it was interrupted.
+        """
         signature = str(candidate.signature)
-        unique: dict[str, Json] = (
-            {}
-            if self._request.reuse
-            else {"job": candidate.job, "arm": str(self._arm), "number": candidate.number}
-        )
-        info = self._info(known, signature) | {"recipe": self._request.recipe.model_dump()}
-        trained, reused = self._once(
-            {"scores": self._described, "signature": signature, **unique},
-            info | {"kind": "training"},
-            known,
-            lambda: self._train(candidate, architecture),
-        )
-        used = [(trained, reused)]
-        metrics = dict(trained.metrics)
+        totals = [memory.total(architecture) for memory in self._ledger.memories.values()]
+        made: list[Found] = []
+
+        def sample(number: int) -> Found:
+            return self._cache.once(
+                self._terms(candidate, number),
+                self._info(known, signature) | {"recipe": self._args["recipe"], "kind": "training"},
+                known,
+                lambda: self._train(candidate, architecture, number),
+            )
+
+        def evaluate(_: Architecture, number: int) -> Mapping[str, float]:
+            found = sample(number)
+            own = found.evaluation.job == candidate.job and number >= max(totals)
+            made.append(Found(found.evaluation, found.reused and not own))
+            return found.evaluation.metrics
+
+        # What the mean rests on must be surely of the same network, before anything is counted.
+        remembered = [sample(number) for number in self._memory.remembered(architecture)]
+        recalled = self._memory.score(architecture, evaluate)
+        trained = made[0] if recalled.kind is not Kind.HIT else remembered[0]
+        saved_s = cost_s = 0.0
+        if recalled.kind is Kind.HIT:
+            saved_s = sum(found.evaluation.cost_s for found in remembered) / len(remembered)
+        elif trained.reused:
+            saved_s = trained.evaluation.cost_s
+        else:
+            cost_s = trained.evaluation.cost_s
+        metrics = dict(recalled.metrics)
         if "latency_ms" not in metrics and not self._looks_up:
-            timed, found = self._timed(architecture, signature, info, known, unique)
-            metrics |= timed.metrics
-            used.append((timed, found))
-        # What the job's first candidate of this signature finds, the job had paid for before
-        # it was interrupted.
-        first = signature not in self._ledger.scored
-        spared = [was and not (first and it.job == candidate.job) for it, was in used]
-        saved_s = sum(it.cost_s for (it, _), free in zip(used, spared, strict=True) if free)
+            unique = self._unique(candidate)
+            timed = self._timed(architecture, known, signature, unique=unique)
+            metrics |= timed.evaluation.metrics
+            own = timed.evaluation.job == candidate.job and not any(totals)
+            if timed.reused and not own:
+                saved_s += timed.evaluation.cost_s
+            else:
+                cost_s += timed.evaluation.cost_s
         return dataclasses.replace(
             candidate,
             state=CandidateState.EVALUATED,
             metrics=metrics,
-            feasible=all(
-                limit.metric in metrics and limit.holds(metrics[limit.metric])
-                for limit in self._request.limits
-            ),
-            reused_from=trained.job if spared[0] else None,
+            spread=recalled.spread if recalled.repeats > 1 else {},
+            repeats=recalled.repeats,
+            feasible=within(self._request.limits, metrics),
+            reused_from=trained.evaluation.job if trained.reused else None,
             saved_s=saved_s,
-            cost_s=sum(it.cost_s for it, _ in used) - saved_s,
+            cost_s=cost_s,
         )
+
+    def _remember(self, candidate: Candidate, architecture: Architecture) -> None:
+        """Have the memory learn again what a candidate on record had taught it."""
+        self._ledger.signatures[architecture.id] = str(candidate.signature)
+
+        def evaluate(_: Architecture, number: int) -> Mapping[str, float]:
+            found = self._cache.get(self._terms(candidate, number))
+            if found is not None:
+                return found.metrics
+            # Such as after an upgrade whose evaluations have other keys.
+            self._context.session.log(
+                f"the evaluation of {self._arm} candidate {candidate.number} is gone; what the "
+                "candidate has on record stands for it",
+                level="warning",
+            )
+            timed = () if self._looks_up else ("latency_ms", "latency_p95_ms")
+            return {name: it for name, it in candidate.metrics.items() if name not in timed}
+
+        self._memory.score(architecture, evaluate)
+
+    def _terms(self, candidate: Candidate, number: int) -> dict[str, Json]:
+        """Return all that determines the scores of a function's evaluation ``number``."""
+        repeat: dict[str, Json] = {"repeat": number} if number else {}
+        signature: Json = candidate.signature
+        unique = self._unique(candidate)
+        return {"scores": self._described, "signature": signature, **repeat, **unique}
+
+    def _unique(self, candidate: Candidate) -> dict[str, Json]:
+        """Return what tells candidates apart that take nothing from each other."""
+        apart: dict[str, Json] = {"arm": str(self._arm), "number": candidate.number}
+        return {} if self._request.reuse else apart
 
     def _timed(
         self,
         architecture: Architecture,
-        signature: str,
-        info: Mapping[str, Any],
         known: Known,
-        unique: Mapping[str, Json],
-    ) -> tuple[Evaluation, bool]:
-        return self._once(
-            {"latency": self._latency_terms(), "signature": signature, **unique},
-            {**info, "kind": "latency"},
+        signature: str,
+        *,
+        source: Latencies | None = None,
+        unique: Mapping[str, Json] | None = None,
+    ) -> Found:
+        asked = source or self.latencies
+        return self._cache.once(
+            {"latency": asked.terms(), "signature": signature, **(unique or {})},
+            self._info(known, signature) | asked.info() | {"kind": "latency"},
             known,
-            lambda: self._measure(architecture),
+            lambda: asked.of(architecture),
         )
-
-    def _once(
-        self,
-        terms: Mapping[str, Json],
-        info: dict[str, Any],
-        known: Known | None,
-        compute: Callable[[], Evaluation],
-    ) -> tuple[Evaluation, bool]:
-        """Return the evaluation of a key and whether it was there: found, made or awaited.
-
-        ``known`` is whose hit must be confirmed; None where the key is an identity.
-
-        Raises:
-            _UnconfirmedError: It is there, but not surely of the same network.
-        """
-        key = content_id(plain(terms))
-        session, evaluations = self._context.session, self._context.store.evaluations
-        while True:
-            found = evaluations.claim(key, job=session.job.id, lease_s=session.timing.lease_s)
-            if isinstance(found, Evaluation):
-                if known is not None:
-                    self._confirm(known, key)
-                return found, True
-            if isinstance(found, Claimed):
-                with session.claim(key, found.token):
-                    try:
-                        made = compute()
-                    except BaseException:
-                        with contextlib.suppress(StaleTokenError):
-                            evaluations.abandon(key, found.token)
-                        raise
-                    # Refused if another job took the claim over: then its result counts.
-                    with contextlib.suppress(StaleTokenError):
-                        evaluations.finish(key, found.token, made, info=info)
-                        return made, False
-            else:
-                self._context.help()
-                session.pause(session.timing.poll_s)
-            session.check()
 
     def _info(self, known: Known, signature: str) -> dict[str, Any]:
         return {**known.info(signature), "data": self._digest}
 
-    def _confirm(self, known: Known, key: str) -> None:
-        certificate = known.matches(self._context.store.evaluations, key)
-        if certificate is None or certificate.confirmed:
-            return
-        self._context.session.log(
-            f"a hit of the functional hash is not confirmed: {certificate.reason}; "
-            f"architecture {known.architecture_id} is evaluated by itself",
-            data={"evaluation": key, "certificate": certificate.to_json()},
-        )
-        raise _UnconfirmedError
+    def _hash(self, architecture: Architecture) -> str:
+        """Return what the policy counts by: the function, or each candidate for itself."""
+        if not self._request.reuse:
+            return f"{self._arm}-{self.next_number}"
+        try:
+            return self._signature(architecture)
+        except (TrainerError, InvalidInputError):  # scored, it fails with the reason
+            return f"architecture-{architecture.id}"
+
+    def _signature(self, architecture: Architecture) -> str:
+        """Return the signature under which an architecture's evaluations are kept."""
+        if architecture.id not in self._ledger.signatures:
+            found = self._cache.signature(self._known(architecture))
+            self._ledger.signatures[architecture.id] = found
+        return self._ledger.signatures[architecture.id]
+
+    def _told_apart(self, architecture: Architecture) -> str:
+        """Return a signature of its own for an architecture whose hit is not confirmed."""
+        own = f"{self._signature(architecture)}-{architecture.id}"
+        self._ledger.signatures[architecture.id] = own
+        return own
 
     def _known(self, architecture: Architecture) -> Known:
         if self._looks_up:
             exact = Signature(key=f"architecture-{architecture.id}")
             return Known(architecture_id=architecture.id, signature=exact)
-        args = {"architecture": architecture.to_json(), "data": self._request.data}
-        with self._context.session.device(self._training, "shared"):
-            head = self._context.call("signature", args, limits=self._limits()).head
-        return Known.from_json(architecture.id, head)
+        found = self._ledger.identities.get(architecture.id)
+        if found is None:
+            args = {"architecture": architecture.to_json(), "data": self._request.data}
+            with self._context.session.device(self._training, "shared"):
+                head = self._context.call("signature", args, limits=self._limits()).head
+            found = Known.from_json(architecture.id, head)
+            self._ledger.identify(found)
+        return found
 
-    def _train(self, candidate: Candidate, architecture: Architecture) -> Evaluation:
+    def _train(self, candidate: Candidate, architecture: Architecture, number: int) -> Evaluation:
+        """Evaluate a function the ``number``-th time, under a seed of that time's own."""
         session = self._context.session
+        seed = derive_seed(self._seed, "repeat", number) if number else self._seed
         head = train_remotely(
             self._context,
             "evaluate",
-            self._args | {"architecture": architecture.to_json()},
-            key=f"{self._arm} {candidate.number} {architecture.id}",
+            self._args | {"architecture": architecture.to_json(), "seed": seed},
+            key=f"{self._arm} {candidate.number} {architecture.id} {seed}",
             kept=self._kept,
             limits=self._limits(),
         ).head
@@ -410,73 +387,31 @@ class Scorer:
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
 
-    def _measure(self, architecture: Architecture) -> Evaluation:
-        terms = {"runtime": self._request.runtime, "batch": self._request.batch}
-        args = {"architecture": architecture.to_json(), "data": self._request.data, **terms}
-        timing = measure(self._context, args, self._target)
-        return Evaluation(
-            metrics={"latency_ms": timing["median_ms"], "latency_p95_ms": timing["p95_ms"]},
-            cost_s=timing["cost_s"],
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
-    def _measure_layers(self) -> Evaluation:
-        request = self._request
-        args = {
-            "space": request.space.model_dump(),
-            "method": request.method.name,
-            "data": request.data,
-            "runtime": request.runtime,
-            "batch": request.batch,
-            "device": self._target.name,
-        }
-        started = time.monotonic()
-        with self._context.session.device(self._target, "exclusive"):
-            head = self._context.call("latencies", args, limits=Limits(timeout_s=LAYERS_S)).head
-        return Evaluation(
-            metrics=numbers(head["latencies"]),
-            cost_s=time.monotonic() - started,
-            job=self._context.job.id,
-            device=self._target.id,
-        )
-
     def _limits(self) -> Limits:
         return Limits(
             timeout_s=self._request.max_candidate_s, memory_bytes=self._request.max_memory_bytes
         )
 
-    def _latency_terms(self) -> dict[str, Json]:
-        return {
-            "device": self._target.id,
-            "runtime": self._request.runtime,
-            "batch": self._request.batch,
-            "version": LATENCY_VERSION,
-        }
-
     def _put(self, candidate: Candidate) -> None:
         self._context.store.jobs.put_candidate(candidate, self._context.session.token)
 
 
-def measure(context: JobContext, args: Mapping[str, Any], device: Device) -> dict[str, Any]:
-    """Measure an untrained architecture on ``device``, here or wherever its owner is.
+def policy_of(request: SearchRequest, *, noisy: bool) -> Policy:
+    """Return how often a search evaluates a function; see ``docs/decisions``.
 
     Args:
-        context: The job that wants to know.
-        args: ``architecture``, ``data``, ``runtime`` and ``batch``.
-        device: Held exclusively meanwhile, so that nothing trains beside the measurement.
-
-    Returns:
-        ``median_ms``, ``p95_ms`` and ``cost_s``, the device time that it took.
+        request: What was asked for.
+        noisy: Whether the evaluator scores one function differently from time to time.
     """
-    if not context.owns(device):
-        spec = {**args, "device": device.id}
-        result: Any = context.delegate(JobKind.MEASURE, spec, device)
-        return {"cost_s": 0.0, **result}
-    with context.session.device(device, "exclusive"):
-        head = context.call(
-            "measure", {**args, "device": device.name}, limits=Limits(timeout_s=MEASURE_S)
-        ).head
-    return {name: head[name] for name in ("median_ms", "p95_ms")} | {
-        "cost_s": sum(head["samples"]) / 1e3
-    }
+    usual = Policy().repeats if noisy else 1
+    return Policy(
+        repeats=usual if request.max_duplicates is None else request.max_duplicates,
+        forget=request.forget,
+        attempts=request.max_proposal_attempts,
+        tabu=request.tabu,
+    )
+
+
+def within(limits: Iterable[Limit], metrics: Mapping[str, float]) -> bool:
+    """Say whether every limited metric is there and within its bounds."""
+    return all(it.metric in metrics and it.holds(metrics[it.metric]) for it in limits)

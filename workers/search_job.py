@@ -2,8 +2,8 @@
 
 A search has three phases: ``search``, ``baseline`` (equal-budget random search, if asked
 for) and ``winners``. A checkpoint holds the phase, the state of the methods, the number of
-the next candidate, and the state of the one candidate or winner that is being trained;
-everything else is on record in SQL.
+the next candidate, what is remembered of those before it, and the state of the one candidate
+or winner that is being trained; all else is on record in SQL.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from nas.pareto import front
 from nas.plugins import MethodContext, make_method, make_space, method_class
 from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
+from workers.facts import Facts, load_facts
 from workers.fitting import kept_training, training_of
+from workers.ledger import Ledger
 from workers.publish import Publisher
 from workers.remote_method import RemoteMethod
-from workers.scoring import Facts, Ledger, Scorer, load_facts
+from workers.scoring import Scorer, within
 from workers.session import Stop, numbers
 from zoo.canonical import Json
 from zoo.errors import (
@@ -63,6 +65,7 @@ class _State:
     search: Any = None
     baseline: Any = None
     numbers: dict[str, int] = field(default_factory=lambda: {"search": 0, "baseline": 0})
+    memories: dict[str, Any] = field(default_factory=dict)
     spent_s: float = 0.0
     steps: int = 0
     winners: int = 0
@@ -99,6 +102,7 @@ class _Search:
                 self,
                 arm=arm,
                 next_number=self._state.numbers[arm],
+                memory=self._state.memories.get(arm),
             )
             for arm in (Arm.SEARCH, Arm.BASELINE)
         }
@@ -117,6 +121,8 @@ class _Search:
             "winners": winners,
             "savings": dict(self._context.store.jobs.savings(self._context.job.id)),
         }
+        if priced := self._scorers[Arm.SEARCH].latencies.info():
+            result["latency"] = priced
         if self._request.baseline:
             result["baseline_front"] = self._front(Arm.BASELINE)
         return result
@@ -133,7 +139,8 @@ class _Search:
                 method.close()
         best = self._within_cap(best)
         if self._trains:
-            self._score_found(best[: self._request.winners])
+            # Without winners there is still a front: that of the best network found.
+            self._score_found(best[: max(1, self._request.winners)])
         if not best:
             failed = next(
                 (c.reason for c in self._candidates(Arm.SEARCH) if c.reason), "no candidate"
@@ -144,13 +151,13 @@ class _Search:
         self._enter("baseline" if self._request.baseline else "winners")
         return best
 
-    def _latencies(self) -> dict[str, float] | None:
-        """Return measured latencies of layers for a method that wants them."""
+    def _latencies(self) -> Mapping[str, float] | None:
+        """Return the latencies of layers for a method that wants them."""
         cls: Any = method_class(self._request.method.name)
         params, limits = self._request.method.params, self._request.limits
         if not hasattr(cls, "wants_latencies") or not cls.wants_latencies(params, limits):
             return None
-        found = self._scorers[Arm.SEARCH].layer_latencies()
+        found = self._scorers[Arm.SEARCH].latencies.layers()
         if found is None:
             self._session.log(
                 "the target device is another worker's: layers are priced by a roofline, and "
@@ -229,6 +236,7 @@ class _Search:
             evaluator=self._scorers[arm],
             objectives=request.objectives,
             limits=request.limits,
+            fresh=self._scorers[arm].fresh if request.max_proposal_attempts > 1 else None,
         )
         return make_method(name, params, method_context)
 
@@ -361,9 +369,11 @@ class _Search:
         )
 
     def _count(self) -> None:
-        """Put the numbers of the next candidates beside the methods' present states."""
-        numbers = {str(arm): scorer.next_number for arm, scorer in self._scorers.items()}
-        self._state.numbers = numbers
+        """Put where the scorers stand beside the methods' present states."""
+        scorers = self._scorers.items()
+        self._state.numbers = {str(arm): scorer.next_number for arm, scorer in scorers}
+        memories = {str(arm): scorer.state_dict() for arm, scorer in scorers}
+        self._state.memories = copy.deepcopy(memories)
 
     def _write(self) -> None:
         state = self._state
@@ -407,18 +417,23 @@ class _Search:
         return winners
 
     def _front(self, arm: Arm) -> list[Json]:
-        """Return the numbers of the feasible candidates that none dominates."""
+        """Return the numbers of the feasible candidates that none dominates.
+
+        Of candidates that compute the same the last one's scores count for all: they are the
+        mean of the most evaluations.
+        """
         objectives = self._request.objectives
-        candidates = [
-            item
-            for item in self._candidates(arm)
-            if item.state is CandidateState.EVALUATED
-            and item.feasible
-            and all(name in item.metrics for name in objectives)
+        scored = [item for item in self._candidates(arm) if item.state is CandidateState.EVALUATED]
+        last = {item.signature: item.metrics for item in scored} if self._request.reuse else {}
+        metrics = {item.number: last.get(item.signature, item.metrics) for item in scored}
+        numbers = [
+            number
+            for number, found in metrics.items()
+            if within(self._request.limits, found) and all(name in found for name in objectives)
         ]
-        points = [[item.metrics[name] for name in objectives] for item in candidates]
+        points = [[metrics[number][name] for name in objectives] for number in numbers]
         chosen = front(points, [METRICS[name] for name in objectives])
-        return [candidates[int(index)].number for index in chosen]
+        return [numbers[int(index)] for index in chosen]
 
     def _candidates(self, arm: Arm) -> tuple[Any, ...]:
         return self._context.store.jobs.candidates(self._context.job.id, arm=arm)

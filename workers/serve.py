@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from serving.hosting import host_engine
 from serving.runners.devices import resolve
 from workers.embedded import EmbeddedWorker
 from workers.protocols import JobQueue
+from workers.supervisor import SECRETS
 from zoo.errors import InvalidInputError
 from zoo.store.protocols import Store
 
@@ -105,7 +107,8 @@ def _pages(settings: ApiSettings, port: int) -> Iterator[None]:
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     url = f"http://{REACHED_AT.get(settings.host, host)}:{settings.port}"
     command = [sys.executable, "-m", "streamlit", "run", str(PAGES), *words, "--", "--url", url]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    environment = {name: text for name, text in os.environ.items() if name not in SECRETS}
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
     sys.stdout.write(f"Pages on http://{host}:{port}\n")
     sys.stdout.flush()
     try:

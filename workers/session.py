@@ -29,7 +29,7 @@ class Timing:
     """How often a worker does what, in seconds.
 
     A lease outlives several missed heartbeats; a worker that died is noticed after
-    ``lease_s + reap_s`` at the latest. A request to cancel is seen within ``heartbeat_s``.
+    ``lease_s + 2 * reap_s`` at the latest. A request to cancel is seen within ``heartbeat_s``.
     ``step_s`` is how long a gradient method runs between two looks at the world,
     ``checkpoint_s`` how much of a search a kill may repeat.
     """

@@ -27,6 +27,9 @@ Keep = Callable[[bytes], None]
 
 WATCH_INTERVAL_S = 0.05
 
+SECRETS = ("BLOCKYARD_URL", "BLOCKYARD_BROKER")
+"""Variables that a process without need of the database is not given: they hold passwords."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -80,6 +83,7 @@ class Trainer:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "workers.trainer", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
+            env={name: text for name, text in os.environ.items() if name not in SECRETS},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

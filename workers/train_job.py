@@ -16,9 +16,9 @@ from nas import checkpoint
 from nas.plugins import make_space, space_of
 from nas.protocols import SearchSpace
 from workers.context import JobContext
+from workers.facts import Facts, load_facts
 from workers.fitting import kept_training, log_curve, train_remotely, training_of
 from workers.publish import EpochPace, data_card, publish_fitted
-from workers.scoring import Facts, load_facts
 from workers.session import numbers
 from workers.supervisor import Limits, Progress
 from zoo.canonical import Json, plain
@@ -297,6 +297,7 @@ class _TrainJob:
             architecture_id=architecture.id,
             state=CandidateState.EVALUATED,
             metrics=metrics,
+            repeats=1,
             attempt=attempt,
             cost_s=cost_s,
             chain=chain.id,

@@ -60,11 +60,14 @@ class Proof:
         values: Projections of outputs and gradients; not finite where those are not.
         learns_constant: Something normalised is always zero here, but its learned offset is
             not: networks of this hash may differ once trained.
+        diverges: Training on the probes left something that is not finite, which says little
+            of what the network learns elsewhere.
     """
 
     probe: str
     values: tuple[float, ...]
     learns_constant: bool = False
+    diverges: bool = False
 
     def compare(self, other: Proof, *, bits: int = CONFIRMED_BITS) -> Certificate:
         """Return whether ``other`` is of the same function."""
@@ -74,6 +77,8 @@ class Proof:
             reason = "the proofs are of different probes"
         elif self.learns_constant or other.learns_constant:
             reason = "a normalised zero path may learn a constant"
+        elif self.diverges or other.diverges:
+            reason = "the network diverges on the probes"
         else:
             deviation = _deviation(self.values, other.values)
             if deviation is None:
@@ -89,6 +94,7 @@ class Proof:
             "probe": self.probe,
             "values": [float(value).hex() for value in self.values],
             "learns_constant": self.learns_constant,
+            "diverges": self.diverges,
         }
 
     @classmethod
@@ -103,6 +109,7 @@ class Proof:
                 probe=str(data["probe"]),
                 values=tuple(float.fromhex(value) for value in data["values"]),
                 learns_constant=bool(data["learns_constant"]),
+                diverges=bool(data.get("diverges", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(f"{data!r} is no proof of a functional hash") from error

@@ -32,6 +32,7 @@ from zoo.store.protocols import (
     JobQuery,
     JobStore,
     KeyStore,
+    Origin,
     Page,
     WorkerInfo,
 )
@@ -308,9 +309,22 @@ class Zoo:
             found += page
         return tuple(found)
 
-    def savings(self, job_id: str | None = None) -> Mapping[str, float]:
-        """Return what reusing evaluations saved, in one job or in all."""
-        return self._store.jobs.savings(job_id)
+    def savings(
+        self, job_id: str | None = None, *, owner: str | None = None
+    ) -> Mapping[str, float]:
+        """Return what reusing evaluations saved: in one job, in an owner's jobs, or in all.
+
+        Behind a server all are those of the key's owner, or with the scope admin everybody's.
+
+        Returns:
+            ``candidates``; of them ``hits``, whose evaluation was spared, and ``evaluations``;
+            ``saved_s`` and ``spent_s`` of device time.
+        """
+        return self._store.jobs.savings(job_id, owner=owner)
+
+    def origins(self, job_id: str | None = None, *, owner: str | None = None) -> tuple[Origin, ...]:
+        """Return the jobs from which the hits of ``savings`` came, the most saved first."""
+        return self._store.jobs.origins(job_id, owner=owner)
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop for good."""
@@ -376,9 +390,22 @@ class Zoo:
         owner: str,
         scopes: Sequence[str] = ("read",),
         expires_at: datetime | None = None,
+        shares: bool | None = None,
     ) -> tuple[ApiKey, str]:
-        """Make an API key and return it with its secret, which is kept nowhere."""
-        return self._store.keys.create(name, owner=owner, scopes=scopes, expires_at=expires_at)
+        """Make an API key and return it with its secret, which is kept nowhere.
+
+        ``shares`` is set for its owner, as by ``update_key``; None leaves it as it is.
+        """
+        return self._store.keys.create(
+            name, owner=owner, scopes=scopes, expires_at=expires_at, shares=shares
+        )
+
+    def update_key(self, key_id: str, *, shares: bool) -> ApiKey:
+        """Say whether a key's owner shares evaluations with others: takes and gives.
+
+        It holds for all keys of the owner and for jobs submitted from now on.
+        """
+        return self._store.keys.update(key_id, shares=shares)
 
     def keys(self) -> tuple[ApiKey, ...]:
         """Return every API key, without its secret."""

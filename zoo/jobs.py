@@ -105,7 +105,8 @@ class Job:
 
     ``spec`` is the validated request, ``progress`` what the page shows
     (``{"step", "total", "message", "eta_s"}``), ``token`` the fencing token of the
-    present or last claim: results under an older one are refused.
+    present or last claim: results under an older one are refused. ``shares`` says whether
+    it takes evaluations from other owners' jobs and gives them its own.
     """
 
     id: str
@@ -113,6 +114,7 @@ class Job:
     state: JobState
     spec: Mapping[str, Json]
     owner: str = "local"
+    shares: bool = True
     name: str = ""
     device: str | None = None
     reason: str | None = None
@@ -137,6 +139,7 @@ class Job:
             "state": str(self.state),
             "spec": plain(self.spec),
             "owner": self.owner,
+            "shares": self.shares,
             "name": self.name,
             "device": self.device,
             "reason": self.reason,
@@ -186,8 +189,10 @@ class Arm(enum.StrEnum):
 class Candidate:
     """An architecture within a job.
 
-    ``number`` counts from 0 within ``(job, arm)``. ``reused_from`` names the job whose
-    evaluation was taken instead of training again; ``saved_s`` is what that saved.
+    ``number`` counts from 0 within ``(job, arm)``. ``repeats`` is the number of evaluations
+    that ``metrics`` are the mean of, ``spread`` their sample standard deviations, from two on.
+    ``reused_from`` names the job whose evaluation was taken instead of training again;
+    ``saved_s`` is what that saved. Of another owner's job only ``reused`` is told.
     ``chain`` is set for winners: the id under which the trained network is in the zoo.
     """
 
@@ -199,13 +204,19 @@ class Candidate:
     state: CandidateState = CandidateState.RUNNING
     signature: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    repeats: int = 0
     feasible: bool = True
     reason: str | None = None
     attempt: int = 0
     reused_from: str | None = None
+    reused: bool = False
     saved_s: float = 0.0
     cost_s: float = 0.0
     chain: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reused", self.reused or self.reused_from is not None)
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -217,10 +228,13 @@ class Candidate:
             "state": str(self.state),
             "signature": self.signature,
             "metrics": plain(self.metrics),
+            "spread": plain(self.spread),
+            "repeats": self.repeats,
             "feasible": self.feasible,
             "reason": self.reason,
             "attempt": self.attempt,
             "reused_from": self.reused_from,
+            "reused": self.reused,
             "saved_s": self.saved_s,
             "cost_s": self.cost_s,
             "chain": self.chain,

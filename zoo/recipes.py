@@ -96,8 +96,8 @@ PRESETS: Mapping[str, Preset] = {
             "warmup_epochs": 5,
             "lr_min": 1e-8,
             "power": 2.0,
+            "auto_augment": True,
         },
-        lacks="AutoAugment",
     ),
     "sharpdarts-imagenet": Preset(
         network="darts with SharpSepConv, cells=14, channels=48, stem=imagenet",

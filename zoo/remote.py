@@ -30,6 +30,7 @@ from zoo.store.protocols import (
     Edge,
     Event,
     JobQuery,
+    Origin,
     Page,
     WorkerInfo,
 )
@@ -257,9 +258,16 @@ class HttpJobs:
         data = self._connection.json("GET", _path("jobs", job_id, "candidates"), params=params)
         return tuple(map(Candidate.from_json, data))
 
-    def savings(self, job_id: str | None = None) -> Mapping[str, float]:
-        params = {"job": job_id} if job_id is not None else {}
+    def savings(
+        self, job_id: str | None = None, *, owner: str | None = None
+    ) -> Mapping[str, float]:
+        params = _given(job=job_id, owner=owner)
         return dict(self._connection.json("GET", "/v1/savings", params=params))
+
+    def origins(self, job_id: str | None = None, *, owner: str | None = None) -> tuple[Origin, ...]:
+        params = _given(job=job_id, owner=owner)
+        data = self._connection.json("GET", "/v1/savings/origins", params=params)
+        return tuple(map(Origin.from_json, data))
 
 
 class HttpDevices:
@@ -287,16 +295,27 @@ class HttpKeys:
         self._connection = connection
 
     def create(
-        self, name: str, *, owner: str, scopes: Sequence[str], expires_at: datetime | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        scopes: Sequence[str],
+        expires_at: datetime | None = None,
+        shares: bool | None = None,
     ) -> tuple[ApiKey, str]:
         body = {
             "name": name,
             "owner": owner,
             "scopes": list(scopes),
             "expires_at": expires_at.isoformat() if expires_at else None,
+            "shares": shares,
         }
         data = self._connection.json("POST", "/v1/keys", json=body)
         return ApiKey.from_json(data["key"]), str(data["secret"])
+
+    def update(self, key_id: str, *, shares: bool) -> ApiKey:
+        data = self._connection.json("PATCH", _path("keys", key_id), json={"shares": shares})
+        return ApiKey.from_json(data)
 
     def revoke(self, key_id: str) -> None:
         self._connection.send("DELETE", _path("keys", key_id))
@@ -313,6 +332,10 @@ def _file(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise errors.InvalidInputError(f"{digest!r:.100} is not a sha256 digest of 64 hex digits")
     return f"/v1/files/{digest}"
+
+
+def _given(**values: str | None) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _params(

@@ -68,6 +68,7 @@ class Recipe(Schema):
     no_decay: tuple[Literal["norms", "biases"], ...] = Field(
         default=(), description="parameters that weight decay leaves alone"
     )
+    auto_augment: bool = Field(default=False, description="AutoAugment's policy for CIFAR-10")
     cutout: int = Field(default=0, ge=0, description="side of the square cut out; 0: none")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="rate at the end of training")
     drop_path_schedule: Literal["linear", "scheduled"] = "linear"
@@ -100,6 +101,28 @@ class Recipe(Schema):
         return self
 
 
+class LatencyChoice(Schema):
+    """Where candidates' latency comes from; finalists are measured whatever it says.
+
+    ``table`` prices every candidate by the sum of its operations in a latency table,
+    ``predictor`` also those that the table lacks, by a model fitted to it. The table is
+    given as its file's content, or by the job that built it.
+    """
+
+    kind: Literal["measured", "table", "predictor"] = "measured"
+    table: dict[str, Any] | None = None
+    job: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LatencyChoice:
+        given = [name for name in ("table", "job") if getattr(self, name) is not None]
+        if self.kind == "measured" and given:
+            raise ValueError(f"latency is measured, but a {given[0]} is given; drop one of them")
+        if self.kind != "measured" and len(given) != 1:
+            raise ValueError(f"latency from a {self.kind} needs either a table or the job of one")
+        return self
+
+
 class SearchRequest(Schema):
     """A search: what to choose among, how, on which data, for which device."""
 
@@ -112,12 +135,34 @@ class SearchRequest(Schema):
     device: str = "auto"
     batch: int = Field(default=1, ge=1, description="batch size at which latency is measured")
     runtime: Literal["torch", "onnx"] = "torch"
+    latency: LatencyChoice = LatencyChoice()
     recipe: Recipe = Recipe(epochs=3)
     final_recipe: Recipe = Recipe(epochs=12)
     winners: int = Field(default=1, ge=0, description="trained and stored; 0: only the front")
     baseline: bool = Field(default=False, description="equal-budget random search beside it")
     reuse: bool = Field(default=True, description="take evaluations of equal candidates")
+    max_duplicates: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="evaluations of one function, each under a seed of its own, before their "
+        "mean answers for it; 1, or 3 where the evaluator is noisy, if omitted",
+    )
+    forget: float = Field(
+        default=0.0, ge=0, le=1, description="probability that such an answer is the last"
+    )
+    max_proposal_attempts: int = Field(
+        default=1, ge=1, le=10_000, description="proposals among which a new function is sought"
+    )
+    tabu: int | None = Field(
+        default=None, ge=0, description="how many of the latest functions are not new; all if null"
+    )
     seed: int = 0
+    evaluation_seed: int | None = Field(
+        default=None,
+        description="seed of the candidates' trainings; that of the job if omitted. Searches of "
+        "several seeds share evaluations only if they agree in it",
+    )
     max_candidate_s: float = Field(default=600.0, gt=0)
     max_memory_bytes: int | None = Field(default=None, gt=0)
 
@@ -126,7 +171,17 @@ class SearchRequest(Schema):
         unknown = [name for name in self.objectives if name not in METRICS]
         if unknown or not self.objectives:
             raise ValueError(f"objectives {unknown or 'are empty'}; choose from {list(METRICS)}")
+        if not self.reuse and (self.deduping or self.max_proposal_attempts > 1):
+            raise ValueError(
+                "max_duplicates, forget, tabu and max_proposal_attempts say how evaluations are "
+                "reused; leave them out, or reuse=false"
+            )
         return self
+
+    @property
+    def deduping(self) -> bool:
+        """Whether it is said how often a function is evaluated."""
+        return self.max_duplicates is not None or self.forget > 0 or self.tabu is not None
 
 
 class TrainRequest(Schema):

@@ -6,7 +6,8 @@ arithmetic on counters, the same on every machine. Blocks and chains of the zoo,
 other libraries and plain functions on arrays are all probed alike.
 
 A signature is an index, never an identity. It does not see: behaviour in training mode,
-inputs unlike the probes, differences below ``2 ** -mantissa_bits``, cost. A number within
+inputs unlike the probes (of a large vocabulary, the tokens that are not drawn), differences
+below ``2 ** -mantissa_bits``, cost. A number within
 rounding of a boundary between two buckets may fall on either side; ``weight_signature``
 therefore names the hashes next door, and ``weight_proof`` has the numbers that confirm a hit.
 
@@ -36,8 +37,12 @@ from zoo.certificates import Proof, Signature
 from zoo.errors import IncompatibleShapeError, InvalidInputError
 from zoo.rng import derive_seed
 from zoo.spec import BlockSpec, TensorSpec
+from zoo.widening import Widened
 
-VERSION = 2
+VERSION = 3
+"""Raised whenever the same function would get another hash. 3: integers are drawn from all
+that a function takes, not from 0 and 1 alone; code that casts to float32 runs in float64."""
+
 MANTISSA_BITS = 16
 NOISE = 2.0**-40
 
@@ -53,6 +58,11 @@ _BATCH = 3
 _VARIABLE = 8
 """The size given to a dimension that may vary."""
 
+_MOST = 2**18
+"""Integers are drawn below this at most."""
+
+_UNBOUNDED = ("float16", "bfloat16", "float32", "float64", "bool")
+
 _MASK = (1 << 64) - 1
 
 Function = Callable[..., Any]
@@ -66,7 +76,9 @@ def block_signature(
     Raises:
         IncompatibleShapeError: ``module`` rejects the inputs that ``spec`` promises.
     """
-    return functional_signature(module, probes(spec.inputs), mantissa_bits=mantissa_bits)
+    return functional_signature(
+        module, probes_for(module, spec.inputs), mantissa_bits=mantissa_bits
+    )
 
 
 def functional_signature(
@@ -111,37 +123,60 @@ def weight_proof(function: Function, specs: Sequence[TensorSpec]) -> Proof:
     Raises:
         IncompatibleShapeError: ``function`` rejects inputs of ``specs``.
     """
-    outputs = _outputs(function, probes(specs, probe_set=1))
+    inputs = probes_for(function, specs, probe_set=1)
+    outputs = _outputs(function, inputs)
     values = np.concatenate([np.zeros(0), *(projections(item) for item in outputs)])
     described = [VERSION, 1, _PROJECTIONS, [spec.to_json() for spec in specs]]
     return Proof(probe=content_id(described), values=tuple(values.tolist()))
 
 
 def _outputs(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
-    wide = [item.detach().to("cpu") for item in inputs]
-    wide = [item.double() if item.is_floating_point() else item for item in wide]
     try:
-        if isinstance(function, nn.Module):
-            with torch.no_grad():
-                found = copy.deepcopy(function).to("cpu", torch.float64).eval()(*wide)
-        else:
-            found = function(*(item.numpy() for item in wide))
-    except (RuntimeError, ValueError, IndexError) as error:
-        shapes = ", ".join(str(list(item.shape)) for item in wide)
+        return _runner(function)(inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        shapes = ", ".join(str(list(item.shape)) for item in inputs)
         raise IncompatibleShapeError(f"the block rejects inputs of {shapes}: {error}") from error
-    return list(_flat(found))
 
 
-def _flat(found: object) -> Iterator[Tensor]:
+def _runner(function: Function) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """Return what runs ``function`` on copies of inputs and flattens what it returns."""
+    if isinstance(function, nn.Module):
+        module = copy.deepcopy(function).to("cpu", torch.float64).eval()
+        state = [(buffer, buffer.clone()) for buffer in module.buffers()]
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        # Copies: what works in place must not change the probes of whoever comes next.
+        wide = [item.detach().to("cpu", copy=True) for item in inputs]
+        wide = [item.double() if item.is_floating_point() else item for item in wide]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.manual_seed(0)
+            if not isinstance(function, nn.Module):
+                return list(flat(function(*(item.numpy() for item in wide))))
+            for buffer, value in state:
+                buffer.copy_(value)
+            with Widened():
+                return list(flat(module(*wide)))
+
+    return run
+
+
+def flat(found: object) -> Iterator[Tensor]:
+    """Yield the tensors of what a module or a function returned, whatever holds them.
+
+    Raises:
+        InvalidInputError: Something is neither tensor nor array nor made of them.
+    """
     if isinstance(found, Tensor):
         yield found
-    elif isinstance(found, np.ndarray | np.generic | float | int):
+    elif isinstance(found, np.ndarray | np.generic | complex | float | int):
         yield torch.as_tensor(np.asarray(found))
     elif isinstance(found, Mapping):
-        yield from _flat(tuple(found.values()))
+        yield from flat(tuple(found.values()))
     elif isinstance(found, tuple | list):
         for item in found:
-            yield from _flat(item)
+            yield from flat(item)
+    elif isinstance(found, Iterable) and not isinstance(found, str | bytes):
+        yield from flat(tuple(found))  # a cache of keys and values, for one
     elif found is not None:
         raise InvalidInputError(
             f"a {type(found).__name__} cannot be hashed; return tensors or arrays"
@@ -149,18 +184,80 @@ def _flat(found: object) -> Iterator[Tensor]:
 
 
 def probes(
-    specs: Sequence[TensorSpec], *, batch: int = _BATCH, probe_set: int = 0
+    specs: Sequence[TensorSpec],
+    *,
+    batch: int = _BATCH,
+    probe_set: int = 0,
+    limits: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return fixed inputs for ``specs``: uniform in [-1, 1), zeros and ones where integral."""
+    """Return fixed inputs for ``specs``, uniform in [-1, 1).
+
+    Integers are zeros and ones, as of masks; with ``limits``, one for each of ``specs``, those
+    of all samples but the first are spread from 0 up to these.
+    """
     made = []
     for position, spec in enumerate(specs):
         shape = (batch, *(_VARIABLE if size is None else size for size in spec.shape))
-        value = uniform(shape, derive_seed(probe_set, "probe", position))
-        if spec.dtype.startswith(("float", "bfloat")):
-            made.append(value)
-        else:
-            made.append((value >= 0).to(getattr(torch, spec.dtype)))
+        limit = limits[position] if limits is not None else 2
+        made.append(drawn(shape, spec.dtype, derive_seed(probe_set, "probe", position), limit))
     return tuple(made)
+
+
+def probes_for(
+    function: Function, specs: Sequence[TensorSpec], *, probe_set: int = 0
+) -> tuple[Tensor, ...]:
+    """Return the probes of ``specs`` with integers from all that ``function`` takes.
+
+    Raises:
+        IncompatibleShapeError: ``function`` rejects any inputs of ``specs``.
+    """
+    if all(spec.dtype in _UNBOUNDED for spec in specs):
+        return probes(specs, probe_set=probe_set)
+    return probes(specs, probe_set=probe_set, limits=integer_limits(_runner(function), specs))
+
+
+def integer_limits(
+    run: Callable[[Sequence[Tensor]], object], specs: Sequence[TensorSpec]
+) -> list[int]:
+    """Return, for each input, below which number integers are taken: a vocabulary's size.
+
+    Found by trying, one input after the other, so that it depends on what is computed and
+    not on how it is written.
+    """
+    limits = [2] * len(specs)
+    for position, spec in enumerate(specs):
+        if spec.dtype in _UNBOUNDED:
+            continue
+        taken, refused = 2, min(_MOST, torch.iinfo(getattr(torch, spec.dtype)).max + 1) + 1
+        middle = refused - 1  # where nothing is refused, one trial tells
+        while refused - taken > 1:
+            inputs = list(probes(specs, limits=limits))
+            inputs[position] = torch.full_like(inputs[position], middle - 1)
+            try:
+                run(inputs)
+            except (RuntimeError, ValueError, IndexError, AssertionError):
+                refused = middle
+            else:
+                taken = middle
+            middle = (taken + refused) // 2
+        limits[position] = taken
+    return limits
+
+
+def drawn(shape: Sequence[int], dtype: str, seed: int, limit: int = 2) -> Tensor:
+    """Return float64 values in [-1, 1), or booleans, or integers as ``probes`` says."""
+    value = uniform(shape, seed)
+    if dtype.startswith(("float", "bfloat")):
+        return value
+    kind = getattr(torch, dtype)
+    made = (value >= 0).to(kind)
+    if limit > 2 and dtype != "bool" and made.numel():
+        # One from each of as many equal parts, so that no stretch of a vocabulary is left out.
+        rest = made[1:].numel()
+        within = (uniform((rest,), derive_seed(seed, "integers")) + 1) / 2
+        parts = uniform((rest,), derive_seed(seed, "parts")).argsort()
+        made[1:] = ((parts + within) / max(rest, 1) * limit).floor().to(kind).view_as(made[1:])
+    return made
 
 
 def uniform(shape: Sequence[int], seed: int) -> Tensor:
@@ -218,6 +315,8 @@ def projections(tensor: Tensor, count: int = _PROJECTIONS) -> NDArray[np.float64
     with fixed directions, and where it is not finite, beside them, products of the places
     of NaN and of both infinities, which are then not finite either.
     """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.detach().resolve_conj())
     values = tensor.detach().to("cpu", torch.float64).contiguous().numpy().reshape(-1)
     if len(values) <= count:
         return np.where(np.isnan(values), np.nan, values)

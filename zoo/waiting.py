@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import tempfile
@@ -78,12 +79,17 @@ def local_worker(
     job_id: str, *, url: str, files: Path | None, data: Path | None = None
 ) -> Iterator[LastWords]:
     """Run one job in a child process, which ends with the block."""
-    command = [sys.executable, "-m", "workers", "run", job_id, "--db", url]
+    command = [sys.executable, "-m", "workers", "run", job_id]
     for option, folder in (("--files", files), ("--data", data)):
         command += [option, str(folder)] if folder is not None else []
     with tempfile.TemporaryFile() as output:
         worker = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            # Every user of a machine can read command lines, and a URL may hold a password.
+            env=os.environ | {"BLOCKYARD_URL": url},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
 
         def last_words() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from nas.cost.counting import FORMULAS, check_countable, macs
 from zoo.errors import IncompatibleShapeError
 from zoo.spec import TensorSpec
 
@@ -57,6 +58,7 @@ def cost(module: nn.Module, inputs: TensorSpec) -> Cost:
 
     Raises:
         IncompatibleShapeError: ``inputs`` has a free dimension or ``module`` rejects it.
+        InvalidInputError: ``module`` executes an operator that cannot be counted.
     """
     shape = [size for size in inputs.shape if size is not None]
     if len(shape) != len(inputs.shape):
@@ -65,7 +67,8 @@ def cost(module: nn.Module, inputs: TensorSpec) -> Cost:
     tensors = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     weights = _on_meta(module)
-    counter, trace = FlopCounterMode(display=False), _Liveness(sample, weights)
+    counter = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
+    trace = _Liveness(sample, weights)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -84,6 +87,60 @@ def cost(module: nn.Module, inputs: TensorSpec) -> Cost:
         size_bytes=size,
         peak_bytes=size + trace.peak_bytes(output),
     )
+
+
+def count_macs(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
+    """Return the multiply-accumulates of one sample, for a module of one or several inputs.
+
+    Args:
+        module: Takes tensors ``(batch, *shape)``; left as it was.
+        inputs: Shapes of one sample; every dimension must be known.
+
+    Raises:
+        IncompatibleShapeError: A dimension is free, or ``module`` rejects the inputs.
+        InvalidInputError: ``module`` executes an operator that cannot be counted.
+    """
+    if any(size is None for spec in inputs for size in spec.shape):
+        raise IncompatibleShapeError(
+            f"shapes {[spec.shape for spec in inputs]} have a free dimension; fix its size"
+        )
+    samples = [
+        torch.empty(1, *spec.shape, dtype=getattr(torch, spec.dtype), device="meta")  # type: ignore[arg-type]
+        for spec in inputs
+    ]
+    counter = _Counter()
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), counter:
+            functional_call(module, _on_meta(module), tuple(samples))
+    except RuntimeError as error:
+        raise IncompatibleShapeError(
+            f"the network rejects inputs of {[spec.shape for spec in inputs]}: {error}"
+        ) from error
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    return counter.macs
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the multiply-accumulates of all operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        self.macs += macs(func, args, kwargs or {}, outputs)
+        return outputs
 
 
 def _on_meta(module: nn.Module) -> dict[str, Tensor]:
@@ -117,6 +174,7 @@ class _Liveness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        check_countable(func)
         outputs = func(*args, **(kwargs or {}))
         self._step += 1
         for tensor in tree_leaves((args, kwargs)):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from nas.cost.counting import macs
 from nas.protocols import SearchSpace
 from zoo.canonical import Json, canonical_json
 from zoo.errors import IncompatibleShapeError, InvalidInputError
@@ -96,7 +96,8 @@ def trace(module: nn.Module, inputs: TensorSpec, *, batch: int = 1) -> tuple[Ope
 
     Raises:
         IncompatibleShapeError: ``inputs`` has a free dimension or ``module`` rejects it.
-        InvalidInputError: An operator's argument is of a kind that cannot be written down.
+        InvalidInputError: An operator's argument is of a kind that cannot be written down, or
+            its multiply-accumulates cannot be counted.
     """
     if any(size is None for size in inputs.shape):
         raise IncompatibleShapeError(f"shape {inputs.shape} has a free dimension; fix its size")
@@ -235,14 +236,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         views = all(tensor.untyped_storage()._cdata in memory for tensor in written)
         if views and not func._schema.is_mutable:
             return outputs
-        counter = flop_registry.get(func.overloadpacket)
-        flops = counter(*args, **settings, out_val=outputs) if counter else 0
         self.operations.append(
             Operation(
                 name=f"{func.overloadpacket.__name__}.{func._overloadname}",
                 arguments=[_json(item) for item in args],
                 settings={name: _json(item) for name, item in settings.items()},
-                macs=int(flops) // 2,
+                macs=macs(func, args, settings, outputs),
                 moved_bytes=sum(t.numel() * t.element_size() for t in (*read, *written)),
             )
         )

@@ -1,4 +1,7 @@
-"""Latency tables in the YAML form of ProxylessNAS: one entry for each layer of a network.
+"""Latency tables in the form of ProxylessNAS: one entry for each layer of a network.
+
+Keys and entries are written and read here alone, for tables on files and for the one that
+a search is given (``nas.methods.proxyless``).
 
 Source:
     Cai et al. (2019), arXiv:1812.00332; the official tables have ``count``, ``mean`` and
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import yaml
 
@@ -19,8 +23,8 @@ from zoo.errors import InvalidInputError
 
 def mobile_key(
     kind: str,
-    inputs: tuple[int, int, int],
-    outputs: tuple[int, int, int] | int,
+    inputs: Sequence[int],
+    outputs: Sequence[int] | int,
     *,
     expand: int | None = None,
     kernel: int | None = None,
@@ -53,10 +57,38 @@ _MOBILE_KEY = re.compile(
 )
 
 
-def from_proxyless_yaml(text: str, *, device: str) -> LatencyTable:
-    """Read a table in the YAML form of ProxylessNAS: ``key: {count, mean, var}``, in ms.
+def keyed_by_layers(table: LatencyTable) -> bool:
+    """Return whether a table is of layers as ProxylessNAS names them, not of operators."""
+    return bool(table.entries) and all(map(_MOBILE_KEY.fullmatch, table.entries))
+
+
+def layer_entry(key: str, fields: object) -> Entry:
+    """Read one entry: its mean in ms, or a mapping of ``mean`` and perhaps ``count`` and ``var``.
 
     The mean stands for the median, the standard deviation of ``var`` gives the spread.
+
+    Raises:
+        InvalidInputError: It is neither, or a number is impossible.
+    """
+    given = fields if isinstance(fields, Mapping) else {"mean": fields}
+    try:
+        mean, variance = _number(given["mean"]), _number(given.get("var", 0.0))
+        count = int(_number(given.get("count", 1)))
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"the latency of {key!r} is {fields!r}; give milliseconds above 0, or a mapping "
+            "with numbers under mean, count and var"
+        ) from error
+    if not (mean > 0 and math.isfinite(mean) and variance >= 0 and count >= 1):
+        raise InvalidInputError(
+            f"the latency of {key!r} is {fields!r}; the mean must be above 0, var at least 0 "
+            "and count at least 1"
+        )
+    return Entry(median_ms=mean, spread_ms=_NORMAL_IQR * math.sqrt(variance), count=count)
+
+
+def from_proxyless_yaml(text: str, *, device: str) -> LatencyTable:
+    """Read a table in the YAML form of ProxylessNAS: ``key: {count, mean, var}``, in ms.
 
     Args:
         text: The file's contents; only plain YAML values are read.
@@ -71,27 +103,17 @@ def from_proxyless_yaml(text: str, *, device: str) -> LatencyTable:
         raise InvalidInputError(f"the table is not plain YAML: {error}") from error
     if not isinstance(data, dict) or not data:
         raise InvalidInputError("the table is no YAML mapping of layers to measurements")
-    entries = {}
     for key, fields in data.items():
         if not isinstance(key, str) or not _MOBILE_KEY.fullmatch(key):
             raise InvalidInputError(f"{key!r} is not a layer key of a ProxylessNAS table")
-        try:
-            mean, variance = _number(fields["mean"]), _number(fields.get("var", 0.0))
-            count = int(_number(fields["count"]))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise InvalidInputError(
-                f"layer {key}: {fields!r} needs numbers under mean, count and var"
-            ) from error
-        if variance < 0 or count < 1:
-            raise InvalidInputError(f"layer {key}: count {count}, var {variance} is impossible")
-        spread = _NORMAL_IQR * math.sqrt(variance)
-        entries[key] = Entry(median_ms=mean, spread_ms=spread, count=count)
+        if not isinstance(fields, dict) or not {"count", "mean"} <= fields.keys():
+            raise InvalidInputError(f"layer {key}: {fields!r} needs count, mean and var")
     return LatencyTable(
         device={"id": None, "name": device, "kind": "imported"},
         runtime="imported",
         precision="float32",
         batch=1,
-        entries=entries,
+        entries={key: layer_entry(key, fields) for key, fields in data.items()},
     )
 
 

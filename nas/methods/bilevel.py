@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nas.cuda_graphs import GraphedStep, Step
+from nas.data.policies import auto_augment, cut_out
 from nas.derivation import derive, ranked
 from nas.methods.bilevel_settings import BilevelSettings
 from nas.methods.bilevel_updates import BilevelUpdates
@@ -88,6 +89,7 @@ class BilevelSearch(abc.ABC):
             self.space.nodes,
             len(self.space.ops),
             edge_normalisation=self.settings.edge_normalisation,
+            weighting=self.settings.weighting,
             generator=self._generator("alphas"),
         )
         self.supernet = supernet.to(self._device).train()
@@ -168,11 +170,11 @@ class BilevelSearch(abc.ABC):
 
     def best(self, k: int) -> list[Architecture]:
         """Return the derived architecture, then those that replace its least certain decisions."""
-        return list(islice(ranked(self.space, self.updates.mixtures()), max(k, 0)))
+        return list(islice(ranked(self.space, self.updates.shares()), max(k, 0)))
 
     def genotype(self) -> Genotype:
         """Return the derived genotype; a node's edges with the best first."""
-        return derive(self.space, self.updates.mixtures())
+        return derive(self.space, self.updates.shares())
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state; generators are none of it, see the module's head.
@@ -231,7 +233,12 @@ class BilevelSearch(abc.ABC):
             # Drawn where the data are: copying the draws would make the host wait.
             generator = self._generator("augment", epoch, index, part, device=self._device)
             images = self._data.augment(images, generator)
+        if self.settings.auto_augment:
+            images = auto_augment(images, self._generator("policy", epoch, index, part))
         images = self._data.normalize(images)
+        if self.settings.cutout:
+            generator = self._generator("cutout", epoch, index, part, device=self._device)
+            images = cut_out(images, self.settings.cutout, generator)
         if self.settings.fused:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, self._data.train.labels[chosen]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nas.schedules import cosine_power
+from nas.supernet import WEIGHTINGS
 from zoo.errors import InvalidInputError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -35,10 +37,15 @@ class BilevelSettings:
     fused: bool
     precision: str
     report_every: int
+    lr_power: float | None = None
+    weighting: str = "scalar"
+    auto_augment: bool = False
+    cutout: float = 0.0
 
     def __post_init__(self) -> None:
         shares = self.weight_share > 0 and self.arch_share > 0
         clip = self.arch_clip_norm is None or self.arch_clip_norm > 0
+        rises = self.lr_power is None or self.lr_warmup_epochs < self.epochs
         rules = (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("warmup_epochs", self.warmup_epochs >= 0, "at least 0"),
@@ -47,6 +54,10 @@ class BilevelSettings:
             ("lr", self.lr > 0, "above 0"),
             ("lr_min", 0 <= self.lr_min <= self.lr, "between 0 and lr"),
             ("lr_warmup_epochs", self.lr_warmup_epochs >= 0, "at least 0"),
+            ("lr_warmup_epochs", rises, f"below epochs ({self.epochs})"),
+            ("lr_power", self.lr_power is None or self.lr_power >= 1, "at least 1"),
+            ("weighting", self.weighting in WEIGHTINGS, f"one of {', '.join(WEIGHTINGS)}"),
+            ("cutout", 0 <= self.cutout <= 1, "between 0 and 1"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
             ("clip_norm", self.clip_norm > 0, "above 0"),
             ("arch_lr", self.arch_lr > 0, "above 0"),
@@ -71,7 +82,20 @@ class BilevelSettings:
         return round(self.weight_share + self.arch_share, 9)
 
     def learning_rate(self, epoch: int) -> float:
-        """Return the rate of the weights in ``epoch``, counted from 0."""
+        """Return the rate of the weights in ``epoch``, counted from 0.
+
+        A cosine to ``lr_min``, scaled up linearly in the first epochs; with ``lr_power``
+        cosine power annealing.
+        """
+        if self.lr_power is not None:
+            return cosine_power(
+                epoch,
+                epochs=self.epochs,
+                lr_max=self.lr,
+                lr_min=self.lr_min,
+                power=self.lr_power,
+                warmup_epochs=self.lr_warmup_epochs,
+            )
         cosine = (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         rate = self.lr_min + (self.lr - self.lr_min) * cosine
         return rate * min(1.0, (epoch + 1) / max(1, self.lr_warmup_epochs))

@@ -116,6 +116,11 @@ class BilevelUpdates:
         with torch.no_grad():
             return self.arch()
 
+    def shares(self) -> dict[str, Mixture]:
+        """Return the softmaxes of the present architecture parameters, detached."""
+        with torch.no_grad():
+            return self.arch.shares()
+
     def momenta(self) -> dict[str, Tensor]:
         """Return a copy of the weights' momenta, by the names of the unfused network."""
         named = {

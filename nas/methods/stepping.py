@@ -59,8 +59,8 @@ class Sampling(abc.ABC):
         if number >= self._candidates:
             raise ConflictError(f"all {self._candidates} candidates are evaluated already")
         try:
-            proposal = self._ask(derive_seed(self._context.seed, "sampling", number))
-            record = self._evaluate(proposal, repair(self._context.space, proposal))
+            proposal, architecture = self._propose(number)
+            record = self._evaluate(proposal, architecture)
             ranked = self._rank(record)
         except BaseException:
             self._forget()
@@ -72,10 +72,11 @@ class Sampling(abc.ABC):
         return self._report(record, ranked)
 
     def best(self, k: int) -> list[Architecture]:
-        """Return the ``k`` best distinct architectures, in the order of ``ranking.order``."""
-        distinct: dict[str, Ranked] = {}
-        for ranked in self._scored:
-            distinct.setdefault(ranked.architecture.id, ranked)
+        """Return the ``k`` best distinct architectures, in the order of ``ranking.order``.
+
+        Of one that was scored several times the last score counts: the mean of the most.
+        """
+        distinct = {ranked.architecture.id: ranked for ranked in self._scored}
         ordered = order(list(distinct.values()), self._context.directions)
         return [ranked.architecture for ranked in ordered[:k]]
 
@@ -121,6 +122,22 @@ class Sampling(abc.ABC):
     @abc.abstractmethod
     def _forget(self) -> None:
         """Undo the last ``_ask``, whose candidate never finished."""
+
+    def _propose(self, number: int) -> tuple[tuple[int, ...], Architecture]:
+        """Ask for the candidate ``number``, and under another seed while it is refused."""
+        asked: list[tuple[int, ...]] = []
+
+        def propose() -> Architecture:
+            if asked:
+                self._forget()
+            attempt = (len(asked),) if asked else ()
+            seed = derive_seed(self._context.seed, "sampling", number, *attempt)
+            asked.append(self._ask(seed))
+            return repair(self._context.space, asked[-1])
+
+        fresh = self._context.fresh
+        architecture = propose() if fresh is None else fresh(propose)
+        return asked[-1], architecture
 
     def _evaluate(self, proposal: tuple[int, ...], architecture: Architecture) -> Record:
         try:

@@ -38,7 +38,13 @@ from zoo.families.darts import (
     stem_layers,
     stem_spec,
 )
-from zoo.families.darts_operations import OPERATIONS, operation, preprocess
+from zoo.families.darts_operations import (
+    ALL_OPERATIONS,
+    OPERATIONS,
+    PRIMITIVE_SETS,
+    operation,
+    preprocess,
+)
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 STEMS = ("cifar", "imagenet")
@@ -83,13 +89,16 @@ class DartsSpace:
         cells: Number of cells, at least 1.
         channels: Width of the first cell.
         nodes: Nodes of a cell, at least 1.
-        ops: Operations of the supernet's edges; the order decides ties.
+        ops: Operations of the supernet's edges, of which the order decides ties; or the name
+            of one of ``zoo.families.darts_operations.PRIMITIVE_SETS``.
         stem_multiplier: Width of the stem as a multiple of ``channels``.
         stem: ``cifar``, one convolution, or ``imagenet``, three of stride 2 for large images.
 
     Raises:
-        InvalidInputError: A number is below 1, or ``ops`` are repeated or all ``none``.
-        UnknownNameError: An operation is not one of ``zoo.families.darts_operations.OPERATIONS``.
+        InvalidInputError: A number is below 1, ``ops`` are repeated or all ``none``, or no set
+            has their name.
+        UnknownNameError: An operation is not one of
+            ``zoo.families.darts_operations.ALL_OPERATIONS``.
     """
 
     cells: int = 3
@@ -106,12 +115,10 @@ class DartsSpace:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidInputError(f"{name} is {value!r}; it must be an integer of at least 1")
-        if isinstance(self.ops, str) or not isinstance(self.ops, list | tuple):
-            raise InvalidInputError(f"ops is {self.ops!r}; give a list of names")
-        object.__setattr__(self, "ops", tuple(self.ops))
+        object.__setattr__(self, "ops", _named_ops(self.ops))
         for op in self.ops:
-            if op not in OPERATIONS:
-                raise UnknownNameError("DARTS operation", str(op), OPERATIONS)
+            if op not in ALL_OPERATIONS:
+                raise UnknownNameError("DARTS operation", str(op), ALL_OPERATIONS)
         if len(set(self.ops)) < len(self.ops) or not self.edge_ops:
             raise InvalidInputError(
                 f"ops are {', '.join(self.ops) or 'empty'}; name each operation once, "
@@ -240,11 +247,16 @@ class DartsSpace:
         return build_chain(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``, two channels wide and at most 16 pixels high."""
+        """Draw the network for ``nas.identity``, two channels wide and small.
+
+        The smallest cells see at least 2 pixels, if the real ones do: on a single one, pooling
+        and skipping are the same.
+        """
         specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
         genotype = self.decode(architecture)
         in_chans, *size = inputs.shape
-        graph = Graph(TensorSpec(shape=(in_chans, *(min(side or 16, 16) for side in size))))
+        most = 64 if self.stem == "imagenet" else 16
+        graph = Graph(TensorSpec(shape=(in_chans, *(min(side or most, most) for side in size))))
         stem = partial(stem_layers, int(in_chans or 1), 4)
         s0 = s1 = graph.apply(f"stem {specs[0].id}", stem, graph.input())
         if self.stem == "imagenet":
@@ -325,6 +337,17 @@ def _draw_cell(
                 terms.append(graph.apply(name, make, states[state]))
         states.append(graph.add(*terms))
     return graph.concat(*states[2:])
+
+
+def _named_ops(ops: object) -> tuple[str, ...]:
+    """Return the operations of a list, or of the primitive set that a string names."""
+    if isinstance(ops, str):
+        ops = PRIMITIVE_SETS.get(ops, ops)
+    if isinstance(ops, str) or not isinstance(ops, list | tuple):
+        raise InvalidInputError(
+            f"ops is {ops!r}; give a list of names, or name a set: {', '.join(PRIMITIVE_SETS)}"
+        )
+    return tuple(ops)
 
 
 def _pairs(node: int) -> list[tuple[int, ...]]:

@@ -17,14 +17,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import Any
 
 from torch import nn
 
 from nas.graph import Graph
-from zoo.builders import build, build_chain
+from nas.spaces.chain_graph import chain_graph
+from zoo.builders import build_chain
 from zoo.canonical import Json, plain
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.mbconv import block_spec, classifier_spec, conv_spec
@@ -287,17 +287,8 @@ class MBConvSpace:
         return build_chain(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``, four channels wide and at most 16 pixels high."""
-        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
-        in_chans, *size = inputs.shape
-        thin = TensorSpec(shape=(in_chans, *(min(side or 16, 16) for side in size)))
-        graph = Graph(thin)
-        at = graph.input()
-        for spec in specs:
-            drawn = _thin(spec, thin)
-            at = graph.apply(f"{spec.op} {spec.id}", partial(build, drawn), at)
-            thin = drawn.outputs[0]
-        return graph
+        """Draw the network for ``nas.identity``: thin and small."""
+        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes), _thin)
 
     def _shifted(self, architecture: Architecture, at: int, shift: int) -> Architecture:
         choices = list(architecture.choices)
@@ -305,12 +296,11 @@ class MBConvSpace:
         return self.architecture(choices)
 
 
-def _thin(spec: BlockSpec, inputs: TensorSpec) -> BlockSpec:
-    """Return ``spec`` on other inputs, four channels wide."""
+def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec:
     settings: dict[str, Any] = dict(spec.params)
     if spec.op == "mbconv.classifier":
         return classifier_spec(inputs, num_classes=spec.outputs[0].shape[0] or 1, **settings)
-    settings["channels"] = 4
+    settings["channels"] = channels
     return (conv_spec if spec.op == "mbconv.conv" else block_spec)(inputs, **settings)
 
 

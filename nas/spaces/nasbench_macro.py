@@ -12,9 +12,11 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
+from nas.spaces.chain_graph import chain_graph
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError
 from zoo.families import nasbench_macro as family
@@ -84,3 +86,18 @@ class NasBenchMacroSpace(CategoricalSpace):
                 )
         specs.append(family.head_spec(specs[-1].outputs[0], num_classes=num_classes))
         return tuple(specs)
+
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``: thin and small."""
+        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes), _thin)
+
+
+def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec | None:
+    if spec.op == "nasbench-macro.stem":
+        return family.stem_spec(inputs, channels=channels)
+    if spec.op == "nasbench-macro.head":
+        return family.head_spec(inputs, num_classes=spec.outputs[0].shape[0] or 1)
+    settings: dict[str, Any] = dict(spec.params)
+    if settings["operation"] == "identity" and spec.inputs == spec.outputs:
+        return None
+    return family.layer_spec(inputs, channels=channels, **settings)

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
+from nas.spaces.chain_graph import chain_graph
 from nas.spaces.nasbench201 import parse_cell
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError
@@ -93,3 +95,18 @@ class NatsSizeSpace(CategoricalSpace):
                 specs.append(cell_spec(given, channels=channels, operations=CELL))
         specs.append(head_spec(specs[-1].outputs[0], num_classes=num_classes))
         return tuple(specs)
+
+    def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
+        """Draw the network for ``nas.identity``: thin and small."""
+        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
+        return chain_graph(specs, _thin)
+
+
+def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec:
+    if spec.op == "nasbench201.stem":
+        return stem_spec(inputs, channels=channels)
+    if spec.op == "nasbench201.reduction":
+        return reduction_spec(inputs, channels=channels)
+    if spec.op == "nasbench201.head":
+        return head_spec(inputs, num_classes=spec.outputs[0].shape[0] or 1)
+    return cell_spec(inputs, channels=channels, operations=CELL)

@@ -48,6 +48,7 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/jobs/{job_id}/events": "read",
     "GET /v1/jobs/{job_id}/candidates": "read",
     "GET /v1/savings": "read",
+    "GET /v1/savings/origins": "read",
     "POST /v1/assemble": "submit",
     "GET /v1/blocks": "read",
     "POST /v1/blocks": "write",
@@ -78,6 +79,7 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/catalogue": "read",
     "GET /v1/keys": "admin",
     "POST /v1/keys": "admin",
+    "PATCH /v1/keys/{key_id}": "admin",
     "DELETE /v1/keys/{key_id}": "admin",
 }
 """The scope each route asks for. What is not listed asks for ``admin``; only ``OPEN`` needs

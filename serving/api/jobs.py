@@ -27,7 +27,7 @@ from zoo.client import ON_DEVICE
 from zoo.errors import ForbiddenError
 from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
 from zoo.schemas import AssembleRequest, TrainRequest, parse_request
-from zoo.store.protocols import JobQuery
+from zoo.store.protocols import JobQuery, Origin
 
 IdempotencyKey = Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,200}$")]
 
@@ -150,12 +150,33 @@ def job_candidates(api: Api, caller: Caller, job_id: Name, arm: Arm | None = Non
 
 
 @router.get("/savings", response_model=dict[str, float])
-def savings(api: Api, caller: Caller, job: Word = None) -> Response:
+def savings(api: Api, caller: Caller, job: Word = None, owner: Word = None) -> Response:
     """Return what shared evaluations saved: in one job, or in all that the caller may see."""
+    owner = _whose_savings(api, caller, job, owner)
+    return json_response(dict(api.store.jobs.savings(job, owner=owner)))
+
+
+@router.get("/savings/origins", response_model=list[schemas.OriginAnswer])
+def savings_origins(api: Api, caller: Caller, job: Word = None, owner: Word = None) -> Response:
+    """Return whose evaluations were taken; jobs of other owners are one, without a name."""
+    owner = _whose_savings(api, caller, job, owner)
+    found = api.store.jobs.origins(job, owner=owner)
+    hidden = hidden_jobs(api, caller, [it.job for it in found if it.job is not None])
+    named = [it.to_json() for it in found if it.job not in hidden]
+    others = [it for it in found if it.job in hidden]
+    if others:
+        hits, saved_s = sum(it.hits for it in others), sum(it.saved_s for it in others)
+        named.append(Origin(job=None, hits=hits, saved_s=saved_s).to_json())
+    return json_response(named)
+
+
+def _whose_savings(
+    api: Context, caller: Principal, job: str | None, owner: str | None
+) -> str | None:
+    """Return whose jobs are counted: the caller's own, with the scope admin anybody's."""
     if job is not None:
         own_job(api, caller, job)
-    owner = None if caller.admin else caller.owner
-    return json_response(dict(api.store.jobs.savings(job, owner=owner)))
+    return owner if caller.admin else caller.owner
 
 
 def _submit(

@@ -107,6 +107,11 @@ class CreateKey(Body):
     owner: Id
     scopes: list[str] = Field(min_length=1, description=f"some of: {', '.join(SCOPES)}")
     expires_at: datetime | None = None
+    shares: bool | None = None
+
+
+class UpdateKey(Body):
+    shares: bool
 
 
 class CollectRequest(Body):
@@ -162,6 +167,7 @@ class JobAnswer(Answer):
     state: JobState
     spec: dict[str, Any]
     owner: str
+    shares: bool
     name: str
     device: str | None
     reason: str | None
@@ -200,13 +206,24 @@ class CandidateAnswer(Answer):
     state: CandidateState
     signature: str | None
     metrics: dict[str, float]
+    spread: dict[str, float]
+    repeats: int
     feasible: bool
     reason: str | None
     attempt: int
     reused_from: str | None
+    reused: bool
     saved_s: float
     cost_s: float
     chain: str | None
+
+
+class OriginAnswer(Answer):
+    """A job whose evaluations were taken; ``job`` is null for all that the caller may not see."""
+
+    job: str | None
+    hits: int
+    saved_s: float
 
 
 class IdAnswer(Answer):
@@ -218,6 +235,7 @@ class KeyAnswer(Answer):
     name: str
     owner: str
     scopes: list[str]
+    shares: bool
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None

@@ -91,9 +91,19 @@ def create_key(api: Api, body: schemas.CreateKey) -> Response:
     if expires_at is not None and expires_at.tzinfo is None:
         raise InvalidInputError(f"expires_at {expires_at} has no time zone; add one, e.g. Z")
     key, secret = api.store.keys.create(
-        body.name, owner=body.owner, scopes=body.scopes, expires_at=expires_at
+        body.name,
+        owner=body.owner,
+        scopes=body.scopes,
+        expires_at=expires_at,
+        shares=body.shares,
     )
     return json_response({"key": key.to_json(), "secret": secret}, 201)
+
+
+@router.patch("/v1/keys/{key_id}", response_model=schemas.KeyAnswer, tags=["Keys"])
+def update_key(api: Api, key_id: Name, body: schemas.UpdateKey) -> Response:
+    """Say whether the key's owner takes evaluations from others and gives them its own."""
+    return json_response(api.store.keys.update(key_id, shares=body.shares).to_json())
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204, tags=["Keys"])

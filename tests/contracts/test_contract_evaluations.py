@@ -30,6 +30,24 @@ class TestEvaluations:
         assert evaluations.find("sig") == (("k", RESULT),)
         assert evaluations.find("other") == ()
 
+    def test_what_is_there_is_read_without_a_claim(self, make_store: Any) -> None:
+        evaluations = make_store().evaluations
+        assert evaluations.get("k") is None
+        claim = evaluations.claim("k", job="job_a", lease_s=60)
+        assert claim == Claimed(key="k", token=1)
+        assert evaluations.get("k") is None
+        evaluations.finish("k", claim.token, RESULT, info=INFO)
+        assert evaluations.get("k") == RESULT
+
+    def test_a_signature_is_found_only_in_its_scope(self, make_store: Any) -> None:
+        evaluations = make_store().evaluations
+        for key, scope in (("k", None), ("a", "owner:ann"), ("b", "owner:bob")):
+            claim = evaluations.claim(key, job="job_a", lease_s=60)
+            evaluations.finish(key, claim.token, RESULT, info=INFO | {"scope": scope})
+        assert [key for key, _ in evaluations.find("sig")] == ["k"]
+        assert [key for key, _ in evaluations.find("sig", scope="owner:ann")] == ["a"]
+        assert evaluations.find("sig", scope="owner:eve") == ()
+
     def test_another_job_is_told_who_is_at_it(self, make_store: Any) -> None:
         evaluations = make_store().evaluations
         evaluations.claim("k", job="job_a", lease_s=60)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from zoo.errors import InvalidInputError, NotFoundError, UnauthenticatedError, UnknownNameError
+from zoo.jobs import JobKind
 
 
 class TestKeys:
@@ -53,6 +54,31 @@ class TestKeys:
         clock.advance(1)
         with pytest.raises(UnauthenticatedError):
             keys.authenticate(secret)
+
+    def test_sharing_is_the_owner_s_and_holds_for_all_its_keys(self, make_store: Any) -> None:
+        store = make_store()
+        keys = store.keys
+        first, secret = keys.create("a", owner="ann", scopes=["read"])
+        other, _ = keys.create("b", owner="bob", scopes=["read"], shares=False)
+        assert (first.shares, other.shares) == (True, False)
+        before = store.jobs.submit(JobKind.SEARCH, {}, owner="ann")
+        assert not keys.update(first.id, shares=False).shares
+        second, _ = keys.create("c", owner="ann", scopes=["read"])
+        assert not second.shares
+        assert not keys.authenticate(secret).shares
+        listed = keys.keys()
+        assert {key.shares for key in listed} == {False}
+        after = store.jobs.submit(JobKind.SEARCH, {}, owner="ann")
+        # What a job began with it keeps.
+        assert (store.jobs.job(before.id).shares, after.shares) == (True, False)
+        keys.create("d", owner="ann", scopes=["read"], shares=True)
+        listed = keys.keys()
+        assert [key.shares for key in listed if key.owner == "bob"] == [False]
+        assert store.jobs.submit(JobKind.SEARCH, {}, owner="ann").shares
+        assert not store.jobs.submit(JobKind.SEARCH, {}, owner="bob").shares
+        assert store.jobs.submit(JobKind.SEARCH, {}, owner="carol").shares
+        with pytest.raises(NotFoundError, match="nothing"):
+            keys.update("nothing", shares=True)
 
     def test_a_key_without_sense_is_refused(self, make_store: Any) -> None:
         keys = make_store().keys

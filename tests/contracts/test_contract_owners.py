@@ -9,7 +9,7 @@ import pytest
 from zoo.canonical import content_id
 from zoo.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from zoo.jobs import Candidate, CandidateState, JobKind, JobState
-from zoo.store.protocols import ChainQuery
+from zoo.store.protocols import ChainQuery, Origin
 
 COST_S = 0.5
 
@@ -81,6 +81,43 @@ class TestOwners:
         assert store.jobs.savings(owner="bob")["candidates"] == 1
         assert store.jobs.savings(owner="carol")["candidates"] == 0
         assert store.jobs.savings()["spent_s"] == 3 * COST_S
+
+    def test_savings_name_the_jobs_that_they_came_from(self, make_store: Any) -> None:
+        store = make_store()
+        sources = [evaluated(store, owner) for owner in ("alice", "bob")]
+        job = store.jobs.submit(JobKind.SEARCH, {}, owner="alice")
+        claimed = store.jobs.claim("w", lease_s=60, job_id=job.id)
+        for number, (source, saved_s) in enumerate(
+            ((sources[0], 1.0), (sources[1], 5.0), (sources[0], 2.0), (None, 0.0))
+        ):
+            architecture = {"choices": [number]}
+            candidate = Candidate(
+                job=job.id,
+                number=number,
+                architecture=architecture,
+                architecture_id=content_id(architecture),
+                state=CandidateState.EVALUATED,
+                metrics={"accuracy": 0.5},
+                spread={"accuracy": 0.25},
+                repeats=2,
+                reused_from=source,
+                saved_s=saved_s,
+            )
+            store.jobs.put_candidate(candidate, claimed.token)
+        kept = store.jobs.candidates(job.id)
+        assert [item.reused for item in kept] == [True, True, True, False]
+        assert {(item.repeats, item.spread["accuracy"]) for item in kept} == {(2, 0.25)}
+        assert [type(item).from_json(item.to_json()) for item in kept] == list(kept)
+        expected = (
+            Origin(job=sources[1], hits=1, saved_s=5.0),
+            Origin(job=sources[0], hits=2, saved_s=3.0),
+        )
+        assert store.jobs.origins(job.id) == store.jobs.origins() == expected
+        assert store.jobs.origins(owner="alice") == expected
+        assert store.jobs.origins(owner="bob") == store.jobs.origins(sources[0]) == ()
+        assert store.jobs.savings(owner="alice")["hits"] == 3
+        with pytest.raises(NotFoundError, match="job_x"):
+            store.jobs.origins("job_x")
 
 
 class TestDeletedJobs:

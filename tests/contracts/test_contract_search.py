@@ -48,17 +48,52 @@ SMALL_MBCONV = {
     "expands": [2],
 }
 
+SMALL_HYBRID = {
+    "widths": [4, 8],
+    "depths": [[1, 2], [1, 2]],
+    "strides": [1, 2],
+    "multipliers": [1, 2],
+    "constraint": "non-decreasing",
+    "attention_from": 2,
+    "stem": 4,
+    "stem_stride": 1,
+    "last": 8,
+    "conv_settings": {"expand": 2},
+    "attention_settings": {"head_dim": 4, "expand": 2},
+}
+
+SMALL_NASNET = {
+    "cells": 2,
+    "channels": 4,
+    "num_blocks": 2,
+    "stem_channels": 4,
+    "ops": ["identity", "conv_1x1", "max_pool_3x3"],
+    "combines": ["add", "concat"],
+}
+
 SPACES: dict[str, dict[str, Any]] = {
     "darts": SMALL_DARTS,
+    "hybrid": SMALL_HYBRID,
+    "hytra": {"widths": [16, 16, 8, 8], "layers": [1, 2], "stem": 4, "head_dim": 2},
     "mbconv": SMALL_MBCONV,
     "nas-bench-101": {"channels": 8, "cells": 1},
     "nas-bench-201": {"channels": 4, "cells": 1},
     "nas-bench-macro": {"channels": 4},
+    "nasnet": SMALL_NASNET,
     "nats-bench-size": {"widths": [2, 4, 6]},
     "plain-conv": {"layers": 2},
 }
-SPACE_OF = {"proxyless": "mbconv"}
+SPACE_OF = {"bossnas": "hytra", "nasnet-ppo": "nasnet", "proxyless": "mbconv"}
 METHODS: dict[str, dict[str, Any]] = {
+    "bossnas": {
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "batch_size": 8,
+        "accumulate": 2,
+        "features": 8,
+        "hidden": 8,
+        "projection": 4,
+    },
     "nsga2": {"candidates": 9},
     "tpe": {"candidates": 9},
     "random": {"candidates": 9},
@@ -74,6 +109,22 @@ METHODS: dict[str, dict[str, Any]] = {
         "arch_share": 0.25,
     },
     "darts": {"epochs": 3, "warmup_epochs": 1, "batch_size": 8, "order": 2},
+    "sharp-darts": {
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "batch_size": 8,
+        "lr_warmup_epochs": 1,
+        "weighting": "max_w",
+    },
+    "nasnet-ppo": {
+        "warmup_epochs": 1,
+        "epochs": 3,
+        "batch_size": 8,
+        "controller_every": 2,
+        "samples": 3,
+        "reward_batch_size": 8,
+        "final_samples": 5,
+    },
     "proxyless": {
         "warmup_epochs": 1,
         "epochs": 3,

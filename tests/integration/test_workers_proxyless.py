@@ -16,7 +16,7 @@ from zoo.store import open_store
 from zoo.store.protocols import Store
 
 SPACE = {
-    "preset": "cifar", "widths": [4], "depths": [3], "strides": [1], "stem": 4,
+    "preset": "cifar", "widths": [4], "depths": [6], "strides": [1], "stem": 4,
     "first": 4, "last": 8, "kernels": [3, 7], "expands": [2, 6],
 }  # fmt: skip
 
@@ -62,7 +62,8 @@ def latency_of(store: Store, job: Job) -> float:
 def test_the_derived_network_meets_the_cap_as_measured_or_the_search_says_that_none_does(
     store: Store, worker: EmbeddedWorker
 ) -> None:
-    free = toys.succeeded(store, submit(store).id)
+    # Free of any pressure on latency it keeps most of its blocks, and so can lose some.
+    free = toys.succeeded(store, submit(store, loss="none").id)
     cap = 0.75 * latency_of(store, free)
     capped = toys.succeeded(store, submit(store, limits=[{"metric": "latency_ms", "max": cap}]).id)
     assert latency_of(store, capped) <= cap

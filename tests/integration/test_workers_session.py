@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from workers.session import JobStoppedError, Session, Stop, Timing
 from zoo.errors import NotReadyError, StaleTokenError
 from zoo.jobs import Job, JobKind, JobRequest, JobState
 from zoo.spec import Device
+from zoo.store import open_store
 from zoo.store.protocols import Claimed, Store, WorkerInfo
 
 FAST = Timing(lease_s=1.0, heartbeat_s=0.05, poll_s=0.02, pause_grace_s=0.2)
@@ -197,6 +200,36 @@ def test_the_reaper_requeues_what_a_dead_worker_left_and_tells_the_queue(
     toys.wait_for(lambda: reaper.reap(), timeout_s=5, what="the end of the lease")
     assert store.jobs.job(job.id).state is JobState.QUEUED
     assert queue.sent == [job.id]
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+def test_a_clock_that_jumps_takes_no_job_from_a_worker_that_lives(
+    tmp_path: Path, jump_s: float
+) -> None:
+    moment, elapsed = datetime(2026, 1, 1, tzinfo=UTC), 0.0
+    store = open_store(f"sqlite:///{tmp_path}/zoo.db", now=lambda: moment)
+    lives, dies = (store.jobs.submit(JobKind.PREVIEW, {}) for _ in range(2))
+    timing = Timing(lease_s=30.0, heartbeat_s=2.0)
+    reaper = Reaper(store, None, timing, lambda: None, clock=lambda: elapsed, today=lambda: moment)
+    tokens = {}
+    for job in (lives, dies):
+        claimed = store.jobs.claim("w", lease_s=30.0, job_id=job.id)
+        assert claimed is not None
+        tokens[job.id] = claimed.token
+    reaped: list[tuple[float, str]] = []
+    for second in range(60):
+        elapsed += 1
+        moment += timedelta(seconds=jump_s if second == 5 else 1)
+        if second % 2:
+            reaped += [(elapsed, job.id) for job in reaper.reap()]
+        else:  # so that the reaper is the first to see the clock after its jump
+            store.jobs.heartbeat(lives.id, tokens[lives.id], lease_s=30.0)
+            if second < 4:
+                store.jobs.heartbeat(dies.id, tokens[dies.id], lease_s=30.0)
+    store.close()
+    ((when, job_id),) = reaped
+    assert job_id == dies.id
+    assert when <= 4 + timing.lease_s + 2
 
 
 def test_a_refill_names_every_job_that_waits_and_no_other(store: Store) -> None:

@@ -55,6 +55,15 @@ def test_the_same_process_serves_one_request_after_another(
     assert trainer.generation == 1
 
 
+def test_no_password_is_in_the_environment_of_the_trainer(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOCKYARD_URL", "postgresql+psycopg://blockyard:xyzzy@127.0.0.1/zoo")
+    monkeypatch.setenv("BLOCKYARD_BROKER", "redis://:xyzzy@127.0.0.1:6379/0")
+    trainer.call("echo", {})
+    assert "xyzzy" not in Path(f"/proc/{trainer.pid}/environ").read_text()
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [("segfault", "ended by SIGSEGV"), ("exit", "exited with code 3"), ("full", "out of memory")],

@@ -14,6 +14,7 @@ import pytest
 from nas.checkpoint import pack, unpack
 from nas.dedup import Deduping, DedupingEvaluator, Kind, Policy
 from nas.methods.evolution import RegularizedEvolution
+from nas.methods.sampling import Nsga2
 from nas.plugins import MethodContext
 from nas.spaces.nats_size import NatsSizeSpace
 from zoo.errors import InvalidInputError, TrainerError
@@ -67,6 +68,22 @@ def test_repeats_give_the_running_mean_and_spread() -> None:
     spreads = [item.spread["accuracy"] for item in recalled]
     third = float(np.std([0.5, 0.8, 0.2], ddof=1))
     assert spreads == pytest.approx([0.0, 0.3 / 2**0.5, third, third, third])
+
+
+def test_no_number_is_given_twice_though_all_was_forgotten() -> None:
+    seen: list[int] = []
+
+    def evaluate(_: str, number: int) -> Mapping[str, float]:
+        seen.append(number)
+        return {"accuracy": float(number)}
+
+    deduping = Deduping(str, Policy(repeats=2, forget=1.0))
+    recalled = [deduping.score("a", evaluate) for _ in range(6)]
+    assert seen == [0, 1, 2, 3]
+    assert [item.metrics["accuracy"] for item in recalled] == [0.0, 0.5, 0.5, 2.0, 2.5, 2.5]
+    assert [list(item.numbers) for item in recalled[2:4]] == [[0, 1], [2]]
+    assert (deduping.total("a"), list(deduping.remembered("a"))) == (4, [])
+    assert (deduping.total("b"), list(deduping.remembered("b"))) == (0, [])
 
 
 def test_items_of_one_hash_share_their_evaluations() -> None:
@@ -195,6 +212,45 @@ def test_every_repeat_has_an_evaluator_of_its_own() -> None:
     assert [item.cost_s for item in found] == [1.0, 1.0, 1.0, 0.0]
     assert [item.repeats for item in found] == [1, 2, 3, 3]
     assert [len(item.asked) for item in made] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("method", [RegularizedEvolution, Nsga2])
+def test_a_method_proposes_anew_what_its_context_refuses(method: Any) -> None:
+    def searched(attempts: int, stop_at: int | None = None) -> list[str]:
+        deduping = Deduping[Architecture](by_function, Policy(repeats=1, attempts=attempts))
+        evaluator = DedupingEvaluator(lambda _: Counting(), deduping)
+
+        def make() -> Any:
+            return method(
+                MethodContext(
+                    space=SPACE,
+                    seed=4,
+                    evaluator=evaluator,
+                    objectives=("accuracy",),
+                    fresh=deduping.fresh,
+                ),
+                candidates=12,
+                population=4,
+            )
+
+        made, found = make(), []
+        for number in range(12):
+            if number == stop_at:
+                state = unpack(pack(made.state_dict()))
+                made = make()
+                made.load_state_dict(state)
+            found.append(by_function(made.step().scored[0].architecture))
+        return found
+
+    # NATS-Bench's five widths of one or two channels, told apart by their sum: six functions.
+    refused = searched(100)
+    assert len(set(refused[:4])) == 4
+    assert len(set(refused)) > len(set(searched(1)))
+    assert searched(100, stop_at=5) == refused
+
+
+def by_function(architecture: Architecture) -> str:
+    return str(sum(architecture.choices))
 
 
 @pytest.fixture

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import random
 from itertools import islice, product
+from typing import Any
 
 import pytest
+from torch import nn
 
-from nas.graph import Graph
+from nas.dedup import Deduping, DedupingEvaluator, Policy
+from nas.graph import Graph, drawing_key
 from nas.hashing import Hasher, read_architecture
-from nas.identity import graph_signature, identify
-from nas.plugins import make_space
+from nas.identity import GraphSpace, graph_signature, identify, identify_module
+from nas.module_rewriting import equal_modules, near_modules
+from nas.plugins import MethodContext, catalogue, make_method, make_space
 from nas.rewriting import differ, equal_pairs, near_misses
 from nas.spaces.nasbench201 import NasBench201Space
 from nas.spaces.nasbench201_functions import cell_function, published_form
+from nas.spaces.nasbench_macro import NasBenchMacroSpace
+from zoo.canonical import Json
+from zoo.certificates import Signature
 from zoo.errors import InvalidInputError
-from zoo.spec import Architecture, TensorSpec
+from zoo.rng import derive_seed
+from zoo.spec import Architecture, Evaluation, TensorSpec
 
 INPUTS = TensorSpec(shape=(3, 32, 32))
 CELLS = NasBench201Space()
@@ -28,11 +36,12 @@ SHORT = {
     "p": "avg_pool_3x3",
 }
 
-SPACES = {
+SMALL: dict[str, dict[str, Any]] = {
     "darts": {"cells": 2, "channels": 4, "nodes": 2},
-    "nas-bench-101": {},
-    "nas-bench-201": {},
+    "mbconv": {"widths": [24, 40], "depths": [2, 1], "strides": [2, 2]},
+    "nats-bench-size": {"widths": [8, 16]},
 }
+SPACES = [item["name"] for item in catalogue()["spaces"]]
 
 
 def cell(text: str) -> Architecture:
@@ -145,19 +154,123 @@ SOME = pytest.param(200, marks=pytest.mark.slow)
 ALL = pytest.param(10_000, marks=[pytest.mark.full, pytest.mark.timeout(7200)])
 
 
+def found(first: Signature, second: Signature) -> bool:
+    return first.among({second.key}) == second.key
+
+
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("count", [SOME, ALL])
-def test_rewritten_drawings_are_found_and_near_misses_are_not(name: str, count: int) -> None:
-    space = make_space(name, SPACES[name])
+def test_rewritten_networks_are_found_and_near_misses_are_not(name: str, count: int) -> None:
+    space = make_space(name, SMALL.get(name, {}))
+    if not isinstance(space, GraphSpace):
+        pytest.skip("this space does not draw its networks; its modules are rewritten below")
+    known: dict[str, Signature] = {}
 
     def united(pair: tuple[Graph, Graph]) -> bool:
-        first, second = map(graph_signature, pair)
-        return first.among({second.key}) == second.key
+        key = drawing_key(pair[0])  # the first is an architecture as it is drawn, often again
+        if key not in known:
+            known[key] = graph_signature(pair[0])
+        return found(known[key], graph_signature(pair[1]))
 
     equal = equal_pairs(space, count, inputs=INPUTS, num_classes=10, seed=1)
     assert sum(map(united, equal)) >= 0.995 * count
     near = near_misses(space, count, inputs=INPUTS, num_classes=10, seed=1)
     assert not any(map(united, near))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("nas-bench-201", {"channels": 4, "cells": 1}),
+        ("darts", {"cells": 2, "channels": 4, "nodes": 2}),
+    ],
+)
+def test_rewritten_modules_are_found_and_near_misses_are_not(
+    name: str, settings: dict[str, Any]
+) -> None:
+    space, images = make_space(name, settings), TensorSpec(shape=(3, 8, 8))
+
+    def united(pair: tuple[nn.Module, nn.Module]) -> bool:
+        return found(*(identify_module(module, (images,)).signature for module in pair))
+
+    assert all(map(united, equal_modules(space, 6, inputs=images, num_classes=3)))
+    assert not any(map(united, near_modules(space, 6, inputs=images, num_classes=3)))
+
+
+@pytest.mark.parametrize("name", ["mbconv", "nas-bench-macro", "nats-bench-size"])
+def test_every_choice_of_a_chain_is_seen(name: str) -> None:
+    space = make_space(name, SMALL.get(name, {}))
+    origin = space.sample(random.Random(0))
+    keys = {
+        item.choices: identify(space, item, inputs=INPUTS, num_classes=10).signature.key
+        for item in (origin, *islice(space.neighbours(origin), 8))
+    }
+    blocks = {
+        choices: tuple(
+            spec.id
+            for spec in space.blocks(
+                Architecture(space=space.describe(), choices=choices),
+                inputs=INPUTS,
+                num_classes=10,
+            )
+            if spec.params.get("operation") != "identity" or spec.inputs != spec.outputs
+        )
+        for choices in keys
+    }
+    assert len(set(keys.values())) == len(set(blocks.values())) > 1
+
+
+def test_an_identity_of_nas_bench_macro_may_stand_anywhere_in_its_stage() -> None:
+    space = make_space("nas-bench-macro")
+    assert isinstance(space, NasBenchMacroSpace)
+
+    def hashed(digits: str) -> str:
+        found = identify(space, space.parse(digits), inputs=INPUTS, num_classes=10)
+        return found.signature.key
+
+    assert hashed("11101101") == hashed("11110101")  # the second stage: 101 and 110
+    assert hashed("11101101") != hashed("11112101")
+    assert hashed("01101101") != hashed("11101101")  # a strided identity has weights
+
+
+class OfItsFunction:
+    """Scores a cell by what it computes, and by nothing else."""
+
+    def describe(self) -> dict[str, Json]:
+        return {"evaluator": "of its function"}
+
+    def evaluate(self, architecture: Architecture) -> Evaluation:
+        text = repr(cell_function(CELLS.operations(architecture)))
+        scores = {name: derive_seed(0, name, text) / 2**63 for name in ("accuracy", "latency_ms")}
+        return Evaluation(metrics=scores, cost_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("evolution", {"population": 20, "tournament": 5}), ("nsga2", {}), ("random", {})],
+)
+def test_a_search_proposes_and_finds_the_same_with_the_cache(
+    method: str, params: dict[str, int]
+) -> None:
+    with Hasher(CELLS, inputs=INPUTS, num_classes=10) as hasher:
+        deduping = Deduping[Architecture](
+            lambda item: hasher.hashes([item])[0], Policy(repeats=1), seed=0
+        )
+        cached = DedupingEvaluator(lambda _: OfItsFunction(), deduping)
+        histories, bests = [], []
+        for evaluator in (OfItsFunction(), cached):
+            context = MethodContext(space=CELLS, seed=0, evaluator=evaluator)
+            stepper = make_method(method, {"candidates": 80, **params}, context)
+            steps = [stepper.step().scored[0] for _ in range(80)]
+            histories.append(
+                [(item.architecture, item.evaluation and item.evaluation.metrics) for item in steps]
+            )
+            bests.append(stepper.best(80))
+    assert histories[0] == histories[1]
+    assert bests[0] == bests[1]
+    functions = {cell_function(CELLS.operations(item)) for item, _ in histories[0]}
+    assert deduping.counts["miss"] == len(functions) < 80
 
 
 def test_pairs_are_what_they_are_said_to_be() -> None:

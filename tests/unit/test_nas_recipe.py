@@ -305,6 +305,7 @@ CHANGED: dict[str, Any] = {
     "power": 3.0,
     "nesterov": False,
     "no_decay": ("norms",),
+    "auto_augment": True,
     "cutout": 2,
     "drop_path": 0.1,
     "drop_path_schedule": "scheduled",

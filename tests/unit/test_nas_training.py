@@ -226,6 +226,7 @@ def test_a_state_of_another_training_is_refused(data: DataSet) -> None:
     "changes",
     [
         {"cutout": 4},
+        {"auto_augment": True},
         {"drop_path": 0.5},
         {"dropout": 0.5},
         {"auxiliary": 0.4},

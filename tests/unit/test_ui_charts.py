@@ -73,6 +73,9 @@ def test_origin_feasibility_baseline_and_winners_are_told_apart() -> None:
 
 def test_the_card_under_the_pointer_says_what_a_candidate_scored_and_whence() -> None:
     (trace, _) = front_figure([row(1, 2.0, 0.9, reused_from="job_b", saved_s=12.0)]).data
+    (others, _) = front_figure([row(1, 2.0, 0.9, reused=True, saved_s=12.0)]).data
+    assert "reused from another user's job, saved 12" in others.text[0]
+    assert others.name == trace.name == "search, reused"
     assert trace.text[0] == "<br>reused from job_b, saved 12 s"
     assert list(trace.customdata[0]) == ["job_a", "search", 1, 2.0, 0.9]
     assert "latency (ms): %{customdata[3]" in trace.hovertemplate

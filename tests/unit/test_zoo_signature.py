@@ -56,8 +56,8 @@ def test_probes_fit_their_specs_and_never_change() -> None:
 
 def test_the_signature_says_version_and_bits() -> None:
     value = functional_signature(network(), probes(IMAGES), mantissa_bits=20)
-    assert value.startswith("fs2-m20-")
-    assert len(value) == len("fs2-m20-") + 64
+    assert value.startswith("fs3-m20-")
+    assert len(value) == len("fs3-m20-") + 64
 
 
 def test_equal_functions_written_differently_have_one_signature() -> None:

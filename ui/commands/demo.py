@@ -77,7 +77,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         metric("accuracy", metrics["accuracy"]),
         metric("latency_ms", metrics["latency_ms"]),
         metric("num_params", metrics.get("num_params")),
-        "an earlier evaluation" if item["reused_from"] else "its own training",
+        "an earlier evaluation" if item["reused"] else "its own training",
     )
 
 

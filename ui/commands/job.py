@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ui.commands.search import show_preview, show_search
+from ui.commands.search import origin_name, show_preview, show_search
 from ui.commands.train import show_training
 from ui.following import follow, hint, progress_text, reporter
 from ui.formats import age, duration, short
@@ -77,13 +77,49 @@ def job_show(terminal: Terminal, reference: str) -> None:
         found = find_job(zoo, reference)
         saved = zoo.savings(found.id)
         if terminal.json:
-            terminal.answer({**found.to_json(), "savings": dict(saved)})
+            origins = [item.to_json() for item in zoo.origins(found.id)]
+            terminal.answer({**found.to_json(), "savings": dict(saved), "origins": origins})
             return
         terminal.facts(_facts(found, saved), value=None)
         if found.kind == "search" and found.result:
             show_search(terminal, zoo, found)
         elif found.result:
             click.echo(json.dumps(found.to_json()["result"], indent=2, ensure_ascii=False))
+
+
+@job.command("savings")
+@click.argument("reference", metavar="[JOB]", required=False)
+@click.option("--owner", help="Only this owner's jobs; for admins.")
+@pass_terminal
+def job_savings(terminal: Terminal, reference: str | None, owner: str | None) -> None:
+    """Show what reused evaluations saved, in JOB or in all, and from which jobs they came."""
+    with terminal.zoo() as zoo:
+        found = find_job(zoo, reference) if reference else None
+        job_id = found.id if found else None
+        saved, origins = zoo.savings(job_id, owner=owner), zoo.origins(job_id, owner=owner)
+    if terminal.json:
+        listed = [item.to_json() for item in origins]
+        terminal.answer({**saved, "origins": listed})
+        return
+    if not terminal.quiet:
+        facts = {
+            "candidates": f"{saved['candidates']:,.0f}",
+            "evaluated": f"{saved['evaluations']:,.0f}",
+            "reused": f"{saved['hits']:,.0f}",
+            "device time spent": duration(saved["spent_s"]),
+            "device time saved": duration(saved["saved_s"]),
+        }
+        terminal.facts(facts, value=None)
+    rows = [
+        (origin_name(item.job, found), str(item.hits), duration(item.saved_s)) for item in origins
+    ]
+    if rows:
+        terminal.table(
+            ("REUSED FROM", "EVALUATIONS", "SAVED"),
+            rows,
+            values=[],
+            ids=[item.job for item in origins if item.job is not None],
+        )
 
 
 def _facts(found: Job, saved: Mapping[str, float]) -> dict[str, str]:

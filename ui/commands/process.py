@@ -17,7 +17,10 @@ from ui.terminal import Command, Group, Terminal, pass_terminal
 
 
 def become(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run ``python -m module`` in place of this process and exit as it exits."""
+    """Run ``python -m module`` in place of this process and exit as it exits.
+
+    What is secret travels in ``environment``: every user of a machine can read command lines.
+    """
     command = [sys.executable, "-m", module, *arguments]
     variables = os.environ | (environment or {})
     sys.stdout.flush()
@@ -26,13 +29,15 @@ def become(module: str, arguments: list[str], environment: dict[str, str] | None
     sys.exit(subprocess.call(command, env=variables))
 
 
-def _worker_options(terminal: Terminal, broker: str | None) -> list[str]:
+def _workers(terminal: Terminal, broker: str | None, command: str, *options: str) -> None:
+    """Become a process of ``workers`` on the database."""
     data = terminal.connection.data
-    return [
-        *terminal.connection.database_options(),
-        *(["--broker", broker] if broker else []),
-        *(["--data", str(data)] if data else []),
-    ]
+    become(
+        "workers",
+        [command, *(["--data", str(data)] if data else []), *options],
+        terminal.connection.database_environment()
+        | ({"BLOCKYARD_BROKER": broker} if broker else {}),
+    )
 
 
 broker_option = click.option(
@@ -58,7 +63,7 @@ def serve(
     """Start the HTTP server: models, jobs and the zoo."""
     options = ["--host", host, "--port", str(port), "--device", device]
     options += ["--with-worker"] if with_worker else []
-    become("workers", ["serve", *_worker_options(terminal, broker), *options])
+    _workers(terminal, broker, "serve", *options)
 
 
 @click.command(cls=Command)
@@ -66,7 +71,7 @@ def serve(
 @pass_terminal
 def worker(terminal: Terminal, broker: str | None) -> None:
     """Start a worker: it runs jobs and measures on its devices."""
-    become("workers", ["worker", *_worker_options(terminal, broker)])
+    _workers(terminal, broker, "worker")
 
 
 @click.command(cls=Command)
@@ -89,7 +94,7 @@ def up(
     """Start server and worker on this machine, and the pages with --ui."""
     options = ["--host", host, "--port", str(port), "--device", device]
     options += ["--ui", "--ui-port", str(ui_port)] if pages else []
-    become("workers", ["up", *_worker_options(terminal, broker), *options])
+    _workers(terminal, broker, "up", *options)
 
 
 @click.command(cls=Command)
@@ -110,12 +115,10 @@ def ui(terminal: Terminal, host: str, port: int, browser: bool) -> None:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     page = Path(__file__).parents[1] / "app.py"
-    files = ["--files", str(connection.files)] if connection.files else []
-    # The key travels in the environment: every user of a machine can read command lines.
-    environment = {"BLOCKYARD_API_KEY": connection.api_key} if connection.api_key else {}
-    become(
-        "streamlit", ["run", str(page), *words, "--", "--url", connection.url, *files], environment
-    )
+    environment = {"BLOCKYARD_URL": connection.url}
+    environment |= {"BLOCKYARD_FILES": str(connection.files)} if connection.files else {}
+    environment |= {"BLOCKYARD_API_KEY": connection.api_key} if connection.api_key else {}
+    become("streamlit", ["run", str(page), *words], environment)
 
 
 @click.group(cls=Group)
@@ -128,7 +131,7 @@ def db() -> None:
 @pass_terminal
 def db_upgrade(terminal: Terminal, revision: str) -> None:
     """Bring the schema to a revision; data is kept."""
-    become("migrations", ["upgrade", revision, *_database(terminal)])
+    _migrations(terminal, "upgrade", revision)
 
 
 @db.command("downgrade")
@@ -137,16 +140,16 @@ def db_upgrade(terminal: Terminal, revision: str) -> None:
 def db_downgrade(terminal: Terminal, revision: str) -> None:
     """Take the schema back to a revision; what it has no place for is dropped."""
     terminal.confirm(f"Take {terminal.connection.url} back to revision {revision}?")
-    become("migrations", ["downgrade", revision, *_database(terminal)])
+    _migrations(terminal, "downgrade", revision)
 
 
 @db.command("current")
 @pass_terminal
 def db_current(terminal: Terminal) -> None:
     """Show the schema's revision."""
-    become("migrations", ["current", *_database(terminal)])
+    _migrations(terminal, "current")
 
 
-def _database(terminal: Terminal) -> list[str]:
-    where = terminal.connection.database_options()[:2]
-    return [*where, "--json"] if terminal.json else where
+def _migrations(terminal: Terminal, *words: str) -> None:
+    answer = ["--json"] if terminal.json else []
+    become("migrations", [*words, *answer], terminal.connection.database_environment())

@@ -41,12 +41,31 @@ def search() -> None:
 @click.option("--device", help="Device to measure on: auto, cpu, cuda:0, a name.")
 @click.option("--batch", type=int, help="Batch size at which latency is measured.")
 @click.option("--runtime", type=click.Choice(["torch", "onnx"]), help="Runtime of the latency.")
+@click.option(
+    "--latency-table",
+    metavar="FILE|JOB",
+    help="Price candidates from it (blockyard cost table build); winners are still measured.",
+)
+@click.option(
+    "--predict-latency", is_flag=True, help="Let a model of the table price what it lacks."
+)
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--winners", type=int, help="How many winners to train and store.")
 @click.option("--baseline/--no-baseline", default=None, help="Equal-budget random search too.")
 @click.option(
     "--reuse/--no-reuse", default=None, help="Take evaluations that equal candidates had."
 )
+@click.option(
+    "--max-duplicates",
+    type=int,
+    help="Evaluations of one function before their mean answers for it.  [default: 1; 3 if noisy]",
+)
+@click.option("--forget", type=float, help="Probability that such an answer is the last.")
+@click.option(
+    "--max-proposal-attempts", type=int, help="Proposals among which a new function is sought."
+)
+@click.option("--tabu", type=int, help="How many of the latest functions are not new; else all.")
+@click.option("--evaluation-seed", type=int, help="Seed of the candidates; else that of the job.")
 @click.option("--epochs", type=int, help="Epochs a candidate; short for -r epochs=N.")
 @click.option("-r", "recipe", multiple=True, metavar="NAME=VALUE", help="Training of candidates.")
 @click.option("-f", "final", multiple=True, metavar="NAME=VALUE", help="Training of winners.")
@@ -97,7 +116,7 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: A setting or limit cannot be read, or a part is missing.
     """
-    from ui.request_text import limits, read_spec, settings
+    from ui.request_text import latency_source, limits, read_spec, settings
     from zoo.client import named
     from zoo.errors import InvalidInputError
 
@@ -117,9 +136,19 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("data", "device", "batch", "runtime", "seed", "winners", "baseline", "reuse"):
         if options[name] is not None:
             spec[name] = options[name]
-    for name in ("max_candidate_s", "max_memory_bytes"):
+    for name in (
+        "max_duplicates",
+        "forget",
+        "max_proposal_attempts",
+        "tabu",
+        "evaluation_seed",
+        "max_candidate_s",
+        "max_memory_bytes",
+    ):
         if options[name] is not None:
             spec[name] = options[name]
+    if (source := latency_source(options["latency_table"], options["predict_latency"])) is not None:
+        spec["latency"] = source
     if options["objectives"]:
         spec["objectives"] = list(options["objectives"])
     if options["limits"]:
@@ -146,6 +175,13 @@ def _part(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise InvalidInputError(f"{name} is {part!r:.100}; give it as a mapping")
     return dict(part)
+
+
+def origin_name(origin: str | None, job: Job | None = None) -> str:
+    """Name a job whose evaluations were reused, as seen from ``job``."""
+    if origin is None:
+        return "other users' jobs"
+    return "this job itself" if job is not None and origin == job.id else short(origin)
 
 
 def show_preview(terminal: Terminal, job: Job) -> None:
@@ -185,6 +221,8 @@ def show_search(terminal: Terminal, zoo: Zoo, job: Job) -> None:
         f"succeeded: {saved['candidates']:.0f} candidates, {saved['hits']:.0f} reused, "
         f"{duration(saved['spent_s'])} of device time spent, {duration(saved['saved_s'])} saved"
     )
+    for item in zoo.origins(job.id) if saved["hits"] else ():
+        terminal.say(f"  {item.hits} reused from {origin_name(item.job, job)}")
     if not winners:
         numbers = ", ".join(str(number) for number in result.get("front") or [])
         terminal.say(f"no winner was asked for; the front: candidates {numbers or 'none'}")

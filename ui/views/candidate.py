@@ -18,7 +18,7 @@ from ui.parts import (
     profiles_of,
     wiring_of,
 )
-from ui.series import Row
+from ui.series import Row, origin, was_reused
 from ui.views.job import candidates_of
 from ui.website import Site, job_title
 from zoo.spec import BlockSpec
@@ -70,7 +70,7 @@ def _badges(row: Row) -> None:
     st.badge(row["arm"], color="violet" if row["arm"] == "winner" else "gray")
     if not row["feasible"]:
         st.badge("outside the limits", color="orange")
-    if row["reused_from"]:
+    if was_reused(row):
         st.badge("reused", color="blue")
 
 
@@ -79,7 +79,20 @@ def _metrics(row: Row) -> None:
         for column, (name, value) in zip(
             st.columns(len(row["metrics"])), row["metrics"].items(), strict=True
         ):
-            column.metric(title(name), metric(name, value), border=True)
+            spread = row["spread"].get(name)
+            column.metric(
+                title(name),
+                metric(name, value),
+                f"± {metric(name, spread)}" if spread is not None else None,
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+            )
+    if row["repeats"] > 1:
+        st.caption(
+            f"Means of {row['repeats']} evaluations under as many seeds; "
+            "± is their standard deviation."
+        )
 
 
 def _architecture(row: Row) -> None:
@@ -106,7 +119,7 @@ def _learning(site: Site, row: Row) -> None:
     st.subheader("Learning curve", anchor=False)
     curve = curve_of(site.zoo.events(row["job"]), str(row["arm"]), row["number"])
     if curve is None:
-        st.caption("This job did not train it." if row["reused_from"] else "None was recorded.")
+        st.caption("This job did not train it." if was_reused(row) else "None was recorded.")
         return
     for name, values in curve.items():
         if name != "epoch":
@@ -126,14 +139,17 @@ def curve_of(events: Iterable[Event], arm: str, number: int) -> dict[str, list[f
 
 def _origin(site: Site, row: Row) -> None:
     st.subheader("Origin", anchor=False)
-    if row["reused_from"]:
+    if was_reused(row):
         st.write(f"The evaluation was reused, which saved {duration(row['saved_s'])}.")
-        site.link(
-            "job",
-            f"evaluated by {short(row['reused_from'])}",
-            icon=":material/recycling:",
-            job=row["reused_from"],
-        )
+        if row["reused_from"]:
+            site.link(
+                "job",
+                f"evaluated by {origin(row)}",
+                icon=":material/recycling:",
+                job=row["reused_from"],
+            )
+        else:
+            st.write(f"Evaluated by {origin(row)}.")
     elif row["state"] == "evaluated":
         st.write(f"Evaluated by this job in {duration(row['cost_s'])} of device time.")
     if row["attempt"] > 1:

@@ -15,8 +15,8 @@ from ui.connection import Connection
 from ui.following import fraction, progress_text
 from ui.formats import age, duration, label, metric, short, title
 from ui.request_text import changed, search_command
-from ui.series import Row
-from ui.views.jobs import job_savings
+from ui.series import Row, origin, was_reused
+from ui.views.jobs import job_savings, origins_of
 from ui.website import Site, choose, connect, guarded, job_title, state_badge
 from zoo.canonical import plain
 
@@ -99,6 +99,9 @@ def _numbers(site: Site, job: Job) -> None:
         ]
     for column, (name, fact) in zip(st.columns(len(facts)), facts, strict=True):
         column.metric(name, fact)
+    if saved["hits"]:
+        with st.expander("Where the reused evaluations came from"):
+            origins_of(site, site.zoo.origins(job.id))
 
 
 def _actions(site: Site, job: Job) -> None:
@@ -273,7 +276,7 @@ def kinds_of(row: Row) -> set[str]:
     return (
         {str(row["state"])}
         | ({"infeasible"} if not row["feasible"] else set())
-        | ({"reused"} if row["reused_from"] else set())
+        | ({"reused"} if was_reused(row) else set())
     )
 
 
@@ -290,9 +293,8 @@ def _table(site: Site, rows: Sequence[Row], *, key: str) -> None:
             "state": row["state"],
             **{label(name): row["metrics"].get(name) for name in names},
             "feasible": row["feasible"],
-            "origin": f"reused from {short(row['reused_from'])}"
-            if row["reused_from"]
-            else "measured",
+            "origin": f"reused from {origin(row)}" if was_reused(row) else "measured",
+            "evaluations": row["repeats"],
             "cost (s)": row["cost_s"],
             "reason": row["reason"] or "",
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -12,14 +12,15 @@ import streamlit as st
 
 from ui.connection import Connection
 from ui.following import fraction, progress_text
-from ui.formats import age, duration
+from ui.formats import age, duration, short
 from ui.website import Site, connect, guarded, state_badge
 
 if TYPE_CHECKING:
-    from zoo.client import Zoo
     from zoo.jobs import Job
+    from zoo.store.protocols import Origin
 
 PAGE = 20
+ORIGINS = 20
 WIDTHS = (2.2, 1.0, 1.5, 3.0, 0.9, 1.2, 1.1, 1.3)
 KINDS = ("search", "train", "assemble", "preview", "profile", "measure", "cost-table", "fronts")
 
@@ -53,7 +54,7 @@ def draw(site: Site) -> None:
 @guarded
 def _live(site: Site, kinds: tuple[str, ...], states: tuple[str, ...]) -> None:
     zoo = site.zoo
-    _totals(zoo)
+    _totals(site)
     wanted = heapq.merge(
         *(
             zoo.jobs(kind=kind, state=state)
@@ -85,13 +86,32 @@ def _live(site: Site, kinds: tuple[str, ...], states: tuple[str, ...]) -> None:
         st.rerun(scope="fragment")
 
 
-def _totals(zoo: Zoo) -> None:
+def _totals(site: Site) -> None:
+    zoo = site.zoo
     saved = zoo.savings()
     columns = st.columns(4)
     columns[0].metric("Candidates", f"{saved['candidates']:,.0f}", border=True)
     columns[1].metric("Reused from the cache", f"{saved['hits']:,.0f}", border=True)
     columns[2].metric("Device time spent", duration(saved["spent_s"]), border=True)
     columns[3].metric("Device time saved", duration(saved["saved_s"]), border=True)
+    if saved["hits"]:
+        with st.expander("Where the reused evaluations came from"):
+            origins_of(site, zoo.origins())
+
+
+def origins_of(site: Site, origins: Sequence[Origin]) -> None:
+    """Draw whose evaluations were reused: jobs, how many each gave and what that saved."""
+    for item in origins[:ORIGINS]:
+        job, hits, saved = st.columns((2, 1, 1), vertical_alignment="center")
+        with job:
+            if item.job is None:
+                st.write("other users' jobs")
+            else:
+                site.link("job", short(item.job), icon=":material/recycling:", job=item.job)
+        hits.write(f"{item.hits:,} reused")
+        saved.write(f"{duration(item.saved_s)} saved")
+    if len(origins) > ORIGINS:
+        st.caption(f"and {len(origins) - ORIGINS} more: blockyard job savings")
 
 
 def _row(site: Site, job: Job, now: datetime) -> None:

@@ -11,9 +11,9 @@ import streamlit as st
 from ui.catalogue import Entry
 from ui.formats import count, duration, label, metric
 from ui.request_text import limits, search_command, value
-from ui.website import Site
+from ui.website import Site, job_title
 from zoo.errors import BlockyardError, InvalidInputError
-from zoo.jobs import JobKind
+from zoo.jobs import JobKind, JobState
 from zoo.schemas import METRICS, parse_request
 
 PREVIEW_TIMEOUT_S = 300.0
@@ -72,10 +72,29 @@ def _form(site: Site) -> tuple[str, dict[str, Any], str | None]:
         spec["device"] = left.selectbox("Latency measured on", devices, key="device")
         spec["runtime"] = middle.selectbox("with", ["torch", "onnx"], key="runtime")
         spec["batch"] = int(right.number_input("at batch size", min_value=1, value=1, key="batch"))
+        spec |= _latency(site)
     with st.container(border=True):
         st.subheader("Budget", anchor=False)
         spec |= _budget()
     return name or "", spec, problem
+
+
+def _latency(site: Site) -> dict[str, Any]:
+    """Draw where candidates' latency comes from, if there is a choice."""
+    tables = {
+        job.id: job_title(job)
+        for job in site.zoo.jobs(kind=JobKind.COST_TABLE, state=JobState.SUCCEEDED)
+    }
+    if not tables:
+        return {}
+    job = st.selectbox(
+        "Candidates' latency",
+        ["", *tables],
+        format_func=lambda item: f"from table {tables[item]}" if item else "measured",
+        key="latency",
+        help="A table of the device prices candidates without measuring; winners are measured.",
+    )
+    return {"latency": {"kind": "table", "job": job}} if job else {}
 
 
 def _choice(title: str, entries: Sequence[Entry], *, key: str) -> dict[str, Any]:
@@ -128,7 +147,54 @@ def _budget() -> dict[str, Any]:
     spec["reuse"] = st.toggle(
         "Reuse evaluations of candidates that compute the same", value=True, key="reuse"
     )
+    if spec["reuse"]:
+        with st.expander("How often the same function is evaluated"):
+            spec |= _deduping()
     return spec
+
+
+def _deduping() -> dict[str, Any]:
+    """Draw the policy for candidates that compute the same; what is usual is left out."""
+    columns = st.columns(4)
+    repeats = columns[0].number_input(
+        "Evaluations, at most",
+        min_value=1,
+        value=None,
+        placeholder="as usual",
+        help="Each under a seed of its own; then their mean answers. Usually 1, and 3 where "
+        "scores are noisy.",
+        key="max-duplicates",
+    )
+    forget = columns[1].number_input(
+        "Forgetting",
+        min_value=0.0,
+        max_value=1.0,
+        value=0.0,
+        help="Probability that such an answer is the last, and the function evaluated anew.",
+        key="forget",
+    )
+    attempts = columns[2].number_input(
+        "Proposals, at most",
+        min_value=1,
+        value=1,
+        help="Proposals among which a function that is new to the search is sought.",
+        key="max-proposal-attempts",
+    )
+    tabu = columns[3].number_input(
+        "Tabu list",
+        min_value=0,
+        value=None,
+        placeholder="all",
+        help="How many of the latest functions are not new.",
+        key="tabu",
+    )
+    spec: dict[str, Any] = {
+        "max_duplicates": repeats and int(repeats),
+        "forget": forget or None,
+        "max_proposal_attempts": int(attempts) if attempts > 1 else None,
+        "tabu": None if tabu is None else int(tabu),
+    }
+    return {name: number for name, number in spec.items() if number is not None}
 
 
 def _summary(site: Site, name: str, spec: dict[str, Any], problem: str | None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.builders import register
 from zoo.canonical import Json
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
-from zoo.families.darts_operations import OPERATIONS, operation, preprocess
+from zoo.families.darts_operations import ALL_OPERATIONS, operation, preprocess
 from zoo.families.drop_path import DropPath
 from zoo.spec import BlockSpec, TensorSpec
 
@@ -176,7 +176,7 @@ def cell_spec(
     Raises:
         IncompatibleShapeError: The two inputs do not fit each other.
         InvalidInputError: An edge reads a state that does not exist yet.
-        UnknownNameError: An operation is not one of ``OPERATIONS``.
+        UnknownNameError: An operation is not one of ``ALL_OPERATIONS``.
     """
     _check_nodes(nodes)
     _, *size0 = _image(inputs[0])
@@ -233,8 +233,8 @@ def _image(tensor: TensorSpec) -> tuple[int, int | None, int | None]:
 def _check_nodes(nodes: Nodes) -> None:
     for position, edges in enumerate(nodes):
         for name, source in edges:
-            if name not in OPERATIONS:
-                raise UnknownNameError("DARTS operation", name, OPERATIONS)
+            if name not in ALL_OPERATIONS:
+                raise UnknownNameError("DARTS operation", name, ALL_OPERATIONS)
             if not 0 <= source < position + 2:
                 raise InvalidInputError(
                     f"node {position + 2} reads state {source}; "
@@ -284,7 +284,10 @@ def build_stem(spec: BlockSpec) -> nn.Module:
     return Stem(_image(spec.inputs[0])[0], channels)
 
 
-@register("darts.stem_imagenet")
+@register(
+    "darts.stem_imagenet",
+    examples=(imagenet_stem_spec(TensorSpec(shape=(3, 17, 16)), channels=4),),
+)
 def build_imagenet_stem(spec: BlockSpec) -> nn.Module:
     """Build ``darts.stem_imagenet``; ``params``: ``channels`` of both states."""
     channels = _param(spec, "channels", int)

@@ -4,11 +4,18 @@ Source:
     Liu et al. (2019), "DARTS: Differentiable Architecture Search", arXiv:1806.09055.
     Differs: odd heights and widths are halved upwards in every operation (the original
     crashes on them); on even ones the two agree.
+
+    Hundt et al. (2019), "sharpDARTS: Faster and More Accurate Differentiable Architecture
+    Search", arXiv:1903.09900; official code github.com/ahundt/sharpDARTS: the operations
+    ``sharp_…``. Differs: ``choke`` narrows to 32 channels in derived networks too, where the
+    original loses that number on the way; ``dil_flood_conv_5x5`` is padded so that it keeps
+    the size; average pooling leaves the padding out, as in DARTS, where theirs counts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +109,49 @@ class SepConv(nn.Sequential):
         super().__init__(*layers)
 
 
+class SharpSepConv(nn.Sequential):
+    """Two rounds of ReLU, depthwise and pointwise convolution, batch norm, of a width between.
+
+    Maps ``(batch, in_chans, h, w)`` to ``(batch, out_chans, ceil(h / stride),
+    ceil(w / stride))``. The first round strides and dilates, and leads to ``mid_chans``
+    channels (``out_chans`` unless given); the second one does neither.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel: int,
+        *,
+        stride: int,
+        affine: bool,
+        dilation: int = 1,
+        mid_chans: int | None = None,
+    ) -> None:
+        mid = out_chans if mid_chans is None else mid_chans
+        layers: list[nn.Module] = []
+        for before, after, step, spread in (
+            (in_chans, mid, stride, dilation),
+            (mid, out_chans, 1, 1),
+        ):
+            layers += [
+                nn.ReLU(),
+                nn.Conv2d(
+                    before,
+                    before,
+                    kernel,
+                    stride=step,
+                    padding=spread * (kernel // 2),
+                    dilation=spread,
+                    groups=before,
+                    bias=False,
+                ),
+                nn.Conv2d(before, after, 1, bias=False),
+                nn.BatchNorm2d(after, affine=affine),
+            ]
+        super().__init__(*layers)
+
+
 class Zero(nn.Module):
     """The operation ``none``: no connection, zeros of the strided shape."""
 
@@ -143,6 +193,82 @@ _OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 OPERATIONS = tuple(_OPERATIONS)
 """The operations of an edge in the original's order, on which ties depend; ``none`` is first."""
 
+FLOOD = 4
+"""A flood convolution is so many times as wide between its two rounds as at its ends."""
+
+CHOKE_CHANNELS = 32
+"""The width of a choke convolution between its two rounds, whatever that at its ends."""
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """The kernel, dilation and width between the rounds of one SharpSepConv operation."""
+
+    kernel: int
+    dilation: int = 1
+    flood: int = 1
+    choke: int | None = None
+
+    def mid_chans(self, channels: int) -> int:
+        """Return the width between the rounds of an operation that keeps ``channels``."""
+        return self.choke or self.flood * channels
+
+
+SHARP_OPERATIONS: dict[str, Sharp] = {
+    "sharp_sep_conv_3x3": Sharp(3),
+    "sharp_sep_conv_5x5": Sharp(5),
+    "sharp_sep_conv_7x7": Sharp(7),
+    "sharp_dil_conv_3x3": Sharp(3, dilation=2),
+    "sharp_dil_conv_5x5": Sharp(5, dilation=2),
+    "sharp_flood_conv_3x3": Sharp(3, flood=FLOOD),
+    "sharp_flood_conv_5x5": Sharp(5, flood=FLOOD),
+    "sharp_dil_flood_conv_3x3": Sharp(3, dilation=2, flood=FLOOD),
+    "sharp_dil_flood_conv_5x5": Sharp(5, dilation=2, flood=FLOOD),
+    "sharp_choke_conv_3x3": Sharp(3, choke=CHOKE_CHANNELS),
+    "sharp_dil_choke_conv_3x3": Sharp(3, dilation=2, choke=CHOKE_CHANNELS),
+}
+
+ALL_OPERATIONS = (*OPERATIONS, *SHARP_OPERATIONS)
+"""Every operation that an edge of this family may have."""
+
+_POOLS_AND_SKIP = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
+
+PRIMITIVE_SETS: dict[str, tuple[str, ...]] = {
+    "darts": OPERATIONS,
+    "sharp-darts": (
+        *_POOLS_AND_SKIP,
+        "sharp_sep_conv_3x3",
+        "sharp_sep_conv_5x5",
+        "sharp_dil_conv_3x3",
+        "sharp_dil_conv_5x5",
+    ),
+    "sharp": (
+        "none",
+        "max_pool_3x3",
+        "skip_connect",
+        "sharp_sep_conv_3x3",
+        "sharp_dil_conv_3x3",
+        "sharp_flood_conv_3x3",
+        "sharp_dil_flood_conv_3x3",
+        "sharp_choke_conv_3x3",
+        "sharp_dil_choke_conv_3x3",
+    ),
+    "sharper": (
+        *_POOLS_AND_SKIP,
+        "sharp_sep_conv_3x3",
+        "sharp_sep_conv_5x5",
+        "sharp_sep_conv_7x7",
+        "sharp_dil_conv_3x3",
+        "sharp_dil_conv_5x5",
+        "sharp_flood_conv_3x3",
+        "sharp_flood_conv_5x5",
+        "sharp_dil_flood_conv_3x3",
+    ),
+}
+"""Named sets of operations in the originals' order: DARTS's eight, the same eight with
+SharpSepConv for the separable and dilated ones, and sharpDARTS's ``PRIMITIVES`` (nine) and
+``SHARPER_PRIMITIVES`` (twelve)."""
+
 
 def operation(name: str, channels: int, *, stride: int, affine: bool) -> nn.Module:
     """Build one operation that keeps the number of channels.
@@ -151,11 +277,22 @@ def operation(name: str, channels: int, *, stride: int, affine: bool) -> nn.Modu
     ceil(w / stride))``.
 
     Raises:
-        UnknownNameError: ``name`` is not one of ``OPERATIONS``.
+        UnknownNameError: ``name`` is not one of ``ALL_OPERATIONS``.
     """
-    if name not in _OPERATIONS:
-        raise UnknownNameError("DARTS operation", name, OPERATIONS)
-    return _OPERATIONS[name](channels, stride, affine)
+    if name in _OPERATIONS:
+        return _OPERATIONS[name](channels, stride, affine)
+    if name not in SHARP_OPERATIONS:
+        raise UnknownNameError("DARTS operation", name, ALL_OPERATIONS)
+    shape = SHARP_OPERATIONS[name]
+    return SharpSepConv(
+        channels,
+        channels,
+        shape.kernel,
+        stride=stride,
+        affine=affine,
+        dilation=shape.dilation,
+        mid_chans=shape.mid_chans(channels),
+    )
 
 
 def preprocess(in_chans: int, out_chans: int, *, halve: bool, affine: bool) -> nn.Module:

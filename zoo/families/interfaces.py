@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -107,3 +108,57 @@ def conv_norm_relu(
     """Build a convolution that keeps the size, batch norm and ReLU."""
     conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(out_chans), nn.ReLU()]
+
+
+def restored(spec: BlockSpec, describe: Callable[..., BlockSpec], **kinds: type) -> dict[str, Any]:
+    """Return a block's parameters, its spec checked against what ``describe`` makes of them.
+
+    Args:
+        spec: Of one input and one output.
+        describe: Takes the input, ``channels`` and the parameters.
+        kinds: The parameters' names and types.
+
+    Raises:
+        IncompatibleShapeError: The outputs are not what parameters and input make.
+        InvalidInputError: A parameter is missing, unfit or of another type.
+    """
+    settings: dict[str, Any] = {name: param(spec, name, kind) for name, kind in kinds.items()}
+    confirm(spec, describe(sole_input(spec), channels=width(spec), **settings))
+    return settings
+
+
+def sides(tensor: TensorSpec) -> tuple[int, int]:
+    """Return height and width.
+
+    Raises:
+        IncompatibleShapeError: ``tensor`` is no image, or one of them may vary.
+    """
+    _, height, breadth = image(tensor)
+    if height is None or breadth is None:
+        raise IncompatibleShapeError(
+            f"height and width must be fixed here, but the input is {list(tensor.shape)}"
+        )
+    return height, breadth
+
+
+def at_least_one(**numbers: object) -> None:
+    """Check settings that count something.
+
+    Raises:
+        InvalidInputError: One is no integer of at least 1.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInputError(f"{name} is {value!r}; it must be an integer of at least 1")
+
+
+def odd(**numbers: object) -> None:
+    """Check sizes of windows around a centre.
+
+    Raises:
+        InvalidInputError: One is no odd positive integer.
+    """
+    at_least_one(**numbers)
+    for name, value in numbers.items():
+        if isinstance(value, int) and value % 2 == 0:
+            raise InvalidInputError(f"{name} is {value}; it must be odd")

@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.builders import register
+from zoo.builders import BlockCost, register
 from zoo.errors import IncompatibleShapeError, InvalidInputError
+from zoo.families import costs
 from zoo.families.drop_path import DropPath
 from zoo.spec import BlockSpec, TensorSpec
 
@@ -145,6 +146,21 @@ def block_spec(
     )
 
 
+def placed_block_spec(
+    inputs: TensorSpec, *, channels: int, stride: int = 1, expand: int = 6, kernel: int = 3
+) -> BlockSpec:
+    """Describe an inverted residual block that has a shortcut where it keeps the shape.
+
+    Raises:
+        IncompatibleShapeError: ``inputs`` is not float ``(channels, height, width)``.
+        InvalidInputError: ``kernel`` is even, or a number is below 1.
+    """
+    skip = stride == 1 and _image(inputs)[0] == channels
+    return block_spec(
+        inputs, channels=channels, expand=expand, kernel=kernel, stride=stride, skip=skip
+    )
+
+
 def classifier_spec(inputs: TensorSpec, *, num_classes: int, dropout: float = 0.0) -> BlockSpec:
     """Describe global pooling, dropout and the linear classifier.
 
@@ -204,7 +220,40 @@ def _confirm(spec: BlockSpec, expected: BlockSpec) -> None:
         )
 
 
-@register("mbconv.conv")
+def _conv_cost(spec: BlockSpec) -> BlockCost:
+    channels, kernel = _param(spec, "channels", int), _param(spec, "kernel", int)
+    weights = costs.conv(_image(spec.inputs[0])[0], channels, kernel, costs.area(spec.outputs[0]))
+    return weights + costs.norm(channels)
+
+
+def _block_cost(spec: BlockSpec) -> BlockCost:
+    channels, kernel = _param(spec, "channels", int), _param(spec, "kernel", int)
+    in_chans, expand = _image(spec.inputs[0])[0], _param(spec, "expand", int)
+    before, after = costs.area(spec.inputs[0]), costs.area(spec.outputs[0])
+    wide = in_chans * expand
+    first = costs.conv(in_chans, wide, 1, before) + costs.norm(wide)
+    return costs.total(
+        BlockCost() if expand == 1 else first,
+        costs.conv(wide, wide, kernel, after, groups=wide),
+        costs.norm(wide),
+        costs.conv(wide, channels, 1, after),
+        costs.norm(channels),
+    )
+
+
+def _classifier_cost(spec: BlockSpec) -> BlockCost:
+    return costs.linear(_image(spec.inputs[0])[0], spec.outputs[0].shape[0] or 1, 1)
+
+
+_EXAMPLE = TensorSpec(shape=(4, 7, 5))
+
+
+@register(
+    "mbconv.conv",
+    describe=conv_spec,
+    cost=_conv_cost,
+    examples=(conv_spec(_EXAMPLE, channels=6, kernel=3, stride=2),),
+)
 def build_conv(spec: BlockSpec) -> nn.Module:
     """Build ``mbconv.conv``; its ``params`` are the arguments of ``conv_spec``."""
     settings = {name: _param(spec, name, int) for name in ("channels", "kernel", "stride")}
@@ -213,7 +262,16 @@ def build_conv(spec: BlockSpec) -> nn.Module:
     return ConvBNReLU(in_chans, settings["channels"], settings["kernel"], stride=settings["stride"])
 
 
-@register("mbconv.block")
+@register(
+    "mbconv.block",
+    describe=placed_block_spec,
+    cost=_block_cost,
+    examples=(
+        placed_block_spec(_EXAMPLE, channels=4, expand=3),
+        placed_block_spec(_EXAMPLE, channels=6, stride=2, expand=1, kernel=5),
+        placed_block_spec(TensorSpec(shape=(4, None, None)), channels=4),
+    ),
+)
 def build_block(spec: BlockSpec) -> nn.Module:
     """Build ``mbconv.block``; its ``params`` are the arguments of ``block_spec``."""
     names = ("channels", "expand", "kernel", "stride")
@@ -224,7 +282,12 @@ def build_block(spec: BlockSpec) -> nn.Module:
     return MBConvBlock(_image(spec.inputs[0])[0], out_chans, **settings, skip=skip)
 
 
-@register("mbconv.classifier")
+@register(
+    "mbconv.classifier",
+    describe=classifier_spec,
+    cost=_classifier_cost,
+    examples=(classifier_spec(_EXAMPLE, num_classes=3, dropout=0.5),),
+)
 def build_classifier(spec: BlockSpec) -> nn.Module:
     """Build ``mbconv.classifier``; the number of classes is the size of its output."""
     num_classes = spec.outputs[0].shape[0]

@@ -51,6 +51,7 @@ class SqlEvaluations:
         with self._database.write() as session:
             row = self._held(session, key, token)
             row.signature = info.get("signature")
+            row.scope = info.get("scope")
             row.info = document(info)
             row.metrics = document(evaluation.metrics)
             row.cost_s = evaluation.cost_s
@@ -67,10 +68,21 @@ class SqlEvaluations:
             row.claimed_by = None
             row.lease_expires_at = None
 
-    def find(self, signature: str) -> tuple[tuple[str, Evaluation], ...]:
+    def get(self, key: str) -> Evaluation | None:
+        with self._database.read() as session:
+            row = session.get(EvaluationRow, key)
+            return None if row is None or row.metrics is None else _evaluation_of(row)
+
+    def find(
+        self, signature: str, *, scope: str | None = None
+    ) -> tuple[tuple[str, Evaluation], ...]:
         statement = (
             select(EvaluationRow)
-            .where(EvaluationRow.signature == signature, EvaluationRow.finished_at.is_not(None))
+            .where(
+                EvaluationRow.signature == signature,
+                EvaluationRow.finished_at.is_not(None),
+                EvaluationRow.scope.is_(None) if scope is None else EvaluationRow.scope == scope,
+            )
             .order_by(EvaluationRow.key)
         )
         with self._database.read() as session:

@@ -50,6 +50,7 @@ def job_of(row: JobRow) -> Job:
         state=JobState(row.state),
         spec=row.spec,
         owner=row.owner,
+        shares=row.shares is not False,
         name=row.name,
         device=row.device,
         reason=row.reason,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
@@ -20,6 +20,7 @@ from zoo.jobs import (
     new_job_id,
 )
 from zoo.store.job_rows import document, find_job, held_job, job_of
+from zoo.store.keys import shares_evaluations
 from zoo.store.paging import fetch_page
 from zoo.store.protocols import JobQuery, Page
 from zoo.store.records import JobRecords
@@ -59,6 +60,7 @@ class SqlJobs(JobRecords):
         }
         unique = ("owner", "idempotency_key")
         with self._database.write() as session:
+            values["shares"] = shares_evaluations(session, owner)
             if self._database.upsert(session, JobRow, values, keys=unique):
                 return job_of(find_job(session, str(values["id"])))
             row = session.scalars(
@@ -222,18 +224,24 @@ class SqlJobs(JobRecords):
             self._move(row, JobState.QUEUED, reason=None)
             return job_of(row)
 
-    def reap(self) -> list[Job]:
+    def reap(self, unmoved: Mapping[str, datetime] | None = None) -> list[Job]:
         expired = (
             select(JobRow)
             .where(
                 JobRow.state == str(JobState.RUNNING),
-                JobRow.lease_expires_at < self._database.now(),
+                JobRow.lease_expires_at < self._database.now()
+                if unmoved is None
+                else JobRow.id.in_(sorted(unmoved)),
             )
             .order_by(JobRow.created_at, JobRow.id)
             .with_for_update(skip_locked=True)
         )
         with self._database.write() as session:
-            rows = session.scalars(expired).all()
+            rows = [
+                row
+                for row in session.scalars(expired)
+                if unmoved is None or row.lease_expires_at == unmoved[row.id]
+            ]
             for row in rows:
                 if row.request is not None:
                     wanted = ASKED_STATES[JobRequest(row.request)]

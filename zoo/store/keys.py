@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from zoo.errors import InvalidInputError, NotFoundError, UnauthenticatedError, UnknownNameError
 from zoo.store.database import Database
 from zoo.store.protocols import SCOPES, ApiKey
-from zoo.store.tables import ApiKeyRow
+from zoo.store.tables import ApiKeyRow, OwnerRow
 
 _SECRET = re.compile(r"by_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
@@ -29,7 +30,13 @@ class SqlKeys:
         self._database = database
 
     def create(
-        self, name: str, *, owner: str, scopes: Sequence[str], expires_at: datetime | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        scopes: Sequence[str],
+        expires_at: datetime | None = None,
+        shares: bool | None = None,
     ) -> tuple[ApiKey, str]:
         for scope in scopes:
             if scope not in SCOPES:
@@ -53,7 +60,9 @@ class SqlKeys:
         with self._database.write() as session:
             session.add(row)
             session.flush()
-            return _key_of(row), secret
+            if shares is not None:
+                self._set_sharing(session, owner, shares)
+            return _key_of(row, shares_evaluations(session, owner)), secret
 
     def authenticate(self, secret: str) -> ApiKey:
         refused = UnauthenticatedError(
@@ -64,36 +73,63 @@ class SqlKeys:
             raise refused
         with self._database.read() as session:
             row = session.get(ApiKeyRow, match[1])
+            shares = row is None or shares_evaluations(session, row.owner)
         known = hmac.compare_digest(row.secret_hash if row else _hash(""), _hash(secret))
         if row is None or not known or row.revoked_at is not None:
             raise refused
         if row.expires_at is not None and row.expires_at <= self._database.now():
             raise refused
-        return _key_of(row)
+        return _key_of(row, shares)
+
+    def update(self, key_id: str, *, shares: bool) -> ApiKey:
+        with self._database.write() as session:
+            row = self._row(session, key_id)
+            self._set_sharing(session, row.owner, shares)
+            return _key_of(row, shares)
 
     def revoke(self, key_id: str) -> None:
         with self._database.write() as session:
-            row = session.get(ApiKeyRow, key_id)
-            if row is None:
-                raise NotFoundError(f"there is no API key {key_id!r}")
+            row = self._row(session, key_id)
             row.revoked_at = row.revoked_at or self._database.now()
 
     def keys(self) -> tuple[ApiKey, ...]:
-        statement = select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id)
+        statement = (
+            select(ApiKeyRow, OwnerRow.shares)
+            .outerjoin(OwnerRow, OwnerRow.owner == ApiKeyRow.owner)
+            .order_by(ApiKeyRow.created_at, ApiKeyRow.id)
+        )
         with self._database.read() as session:
-            return tuple(_key_of(row) for row in session.scalars(statement))
+            found = session.execute(statement)
+            return tuple(_key_of(row, shares is not False) for row, shares in found)
+
+    def _row(self, session: Session, key_id: str) -> ApiKeyRow:
+        row = session.get(ApiKeyRow, key_id)
+        if row is None:
+            raise NotFoundError(f"there is no API key {key_id!r}; `blockyard key list` shows all")
+        return row
+
+    def _set_sharing(self, session: Session, owner: str, shares: bool) -> None:
+        values = {"owner": owner, "shares": shares}
+        self._database.upsert(session, OwnerRow, values, keys=("owner",), update=("shares",))
+
+
+def shares_evaluations(session: Session, owner: str) -> bool:
+    """Say whether an owner takes evaluations from others and gives them its own."""
+    statement = select(OwnerRow.shares).where(OwnerRow.owner == owner)
+    return session.scalars(statement).first() is not False
 
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _key_of(row: ApiKeyRow) -> ApiKey:
+def _key_of(row: ApiKeyRow, shares: bool) -> ApiKey:
     return ApiKey(
         id=row.id,
         name=row.name,
         owner=row.owner,
         scopes=tuple(row.scopes),
+        shares=shares,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,

@@ -24,6 +24,7 @@ from zoo.store.values import (
     Event,
     InFlight,
     JobQuery,
+    Origin,
     Page,
     Relation,
     WorkerInfo,
@@ -45,6 +46,7 @@ __all__ = [
     "JobQuery",
     "JobStore",
     "KeyStore",
+    "Origin",
     "Page",
     "Relation",
     "Store",
@@ -181,6 +183,7 @@ class JobStore(Protocol):
     ) -> Job:
         """Write a QUEUED job; the same owner and idempotency key return the first job again.
 
+        Whether its owner shares evaluations now is kept for as long as the job runs.
         ``device`` restricts who may claim it: a device id or name, None for anyone.
 
         Raises:
@@ -244,8 +247,13 @@ class JobStore(Protocol):
     def resume(self, job_id: str) -> Job:
         """Put a PAUSED job back in the queue."""
 
-    def reap(self) -> list[Job]:
-        """Requeue RUNNING jobs whose lease expired (quarantine past the cap); return them."""
+    def reap(self, unmoved: Mapping[str, datetime] | None = None) -> list[Job]:
+        """Requeue RUNNING jobs whose lease expired (quarantine past the cap); return them.
+
+        Args:
+            unmoved: Job id → lease; only these jobs, whatever the clock says, if their lease
+                is still this one: somebody watched long enough that it was not extended.
+        """
 
     def log(
         self,
@@ -301,6 +309,9 @@ class JobStore(Protocol):
             owner: Of this owner's jobs alone.
         """
 
+    def origins(self, job_id: str | None = None, *, owner: str | None = None) -> tuple[Origin, ...]:
+        """Return the jobs whose evaluations the hits of ``savings`` took, the most saved first."""
+
     def owners(self, job_ids: Collection[str]) -> Mapping[str, str]:
         """Return job id → owner of those that are there."""
 
@@ -327,7 +338,8 @@ class EvaluationStore(Protocol):
     def extend(self, key: str, token: int, *, lease_s: float) -> None: ...
 
     def finish(self, key: str, token: int, evaluation: Evaluation, *, info: dict[str, Any]) -> None:
-        """Store the result. ``info``: signature, architecture id, data digest, recipe, version.
+        """Store the result. ``info``: signature, architecture id, data digest, recipe, version,
+        and the ``scope`` in which alone ``find`` finds it.
 
         Raises:
             StaleTokenError: The claim was taken over.
@@ -346,8 +358,13 @@ class EvaluationStore(Protocol):
     def certify(self, key: str, architecture: str, certificate: Mapping[str, Json]) -> None:
         """Keep the outcome of comparing what was evaluated with another architecture."""
 
-    def find(self, signature: str) -> tuple[tuple[str, Evaluation], ...]:
-        """Return ``(key, evaluation)`` of everything evaluated with this signature."""
+    def get(self, key: str) -> Evaluation | None:
+        """Return the evaluation of ``key`` if there is one, and claim nothing."""
+
+    def find(
+        self, signature: str, *, scope: str | None = None
+    ) -> tuple[tuple[str, Evaluation], ...]:
+        """Return ``(key, evaluation)`` of what was evaluated with this signature in a scope."""
 
 
 class DeviceStore(Protocol):
@@ -382,9 +399,24 @@ class KeyStore(Protocol):
     """API keys: the secret is shown once, only its hash is kept."""
 
     def create(
-        self, name: str, *, owner: str, scopes: Sequence[str], expires_at: datetime | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        scopes: Sequence[str],
+        expires_at: datetime | None = None,
+        shares: bool | None = None,
     ) -> tuple[ApiKey, str]:
-        """Return the key and its secret, ``by_<id>_<43 url-safe characters>``."""
+        """Return the key and its secret, ``by_<id>_<43 url-safe characters>``.
+
+        ``shares`` is set for the owner, as by ``update``; None leaves it as it is.
+        """
+
+    def update(self, key_id: str, *, shares: bool) -> ApiKey:
+        """Say whether the key's owner takes evaluations from others and gives them its own.
+
+        It holds for all keys of the owner, and for jobs submitted from now on.
+        """
 
     def authenticate(self, secret: str) -> ApiKey:
         """Return the key of a secret.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal, TypeAlias, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from zoo.canonical import Json, content_id
@@ -16,7 +16,7 @@ from zoo.store.database import Database
 from zoo.store.files import FileStore
 from zoo.store.findings import refers
 from zoo.store.job_rows import document, find_job, held_job
-from zoo.store.protocols import Event
+from zoo.store.protocols import Event, Origin
 from zoo.store.tables import ArchitectureRow, CandidateRow, CheckpointRow, JobEventRow, JobRow
 
 KEPT_CHECKPOINTS = 2
@@ -130,6 +130,8 @@ class JobRecords:
             "state": str(candidate.state),
             "signature": candidate.signature,
             "metrics": document(candidate.metrics),
+            "spread": document(candidate.spread) or None,
+            "repeats": candidate.repeats,
             "feasible": candidate.feasible,
             "reason": candidate.reason,
             "attempt": candidate.attempt,
@@ -186,17 +188,34 @@ class JobRecords:
             func.count().filter(~hit),
             func.coalesce(func.sum(CandidateRow.saved_s), 0.0),
             func.coalesce(func.sum(CandidateRow.cost_s), 0.0),
-        ).where(CandidateRow.arm != str(Arm.WINNER))
-        if owner is not None:
-            owned = select(JobRow.id).where(JobRow.owner == owner)
-            statement = statement.where(CandidateRow.job_id.in_(owned))
+        )
         with self._database.read() as session:
-            if job_id is not None:
-                find_job(session, job_id)
-                statement = statement.where(CandidateRow.job_id == job_id)
-            values = session.execute(statement).one()
+            values = session.execute(statement.where(*_scored(session, job_id, owner))).one()
         names = ("candidates", "hits", "evaluations", "saved_s", "spent_s")
         return dict(zip(names, values, strict=True))
+
+    def origins(self, job_id: str | None = None, *, owner: str | None = None) -> tuple[Origin, ...]:
+        saved_s = func.sum(CandidateRow.saved_s)
+        statement = (
+            select(CandidateRow.reused_from, func.count(), saved_s)
+            .where(CandidateRow.reused_from.is_not(None))
+            .group_by(CandidateRow.reused_from)
+            .order_by(saved_s.desc(), CandidateRow.reused_from)
+        )
+        with self._database.read() as session:
+            found = session.execute(statement.where(*_scored(session, job_id, owner))).all()
+        return tuple(Origin(job=job, hits=hits, saved_s=saved) for job, hits, saved in found)
+
+
+def _scored(session: Session, job_id: str | None, owner: str | None) -> list[ColumnElement[bool]]:
+    """Return what scored candidates are: no winners, of this job or owner if one is given."""
+    wanted = [CandidateRow.arm != str(Arm.WINNER)]
+    if owner is not None:
+        wanted.append(CandidateRow.job_id.in_(select(JobRow.id).where(JobRow.owner == owner)))
+    if job_id is not None:
+        find_job(session, job_id)
+        wanted.append(CandidateRow.job_id == job_id)
+    return wanted
 
 
 def _event_of(row: JobEventRow) -> Event:
@@ -220,6 +239,8 @@ def _candidate_of(row: CandidateRow, architecture: dict[str, Json]) -> Candidate
         state=CandidateState(row.state),
         signature=row.signature,
         metrics=row.metrics,
+        spread=row.spread or {},
+        repeats=row.repeats or 0,
         feasible=row.feasible,
         reason=row.reason,
         attempt=row.attempt,

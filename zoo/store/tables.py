@@ -74,6 +74,7 @@ class JobRow(Row):
     state: Mapped[str]
     spec: Mapped[dict[str, Any]]
     owner: Mapped[str]
+    shares: Mapped[bool | None]
     name: Mapped[str]
     device: Mapped[str | None]
     reason: Mapped[str | None]
@@ -132,6 +133,8 @@ class CandidateRow(Row):
     state: Mapped[str]
     signature: Mapped[str | None]
     metrics: Mapped[dict[str, Any]]
+    spread: Mapped[dict[str, Any] | None]
+    repeats: Mapped[int | None]
     feasible: Mapped[bool]
     reason: Mapped[str | None]
     attempt: Mapped[int]
@@ -142,12 +145,16 @@ class CandidateRow(Row):
 
 
 class EvaluationRow(Row):
-    """One evaluation key: claimed while ``metrics`` is null, then a result for all jobs."""
+    """One evaluation key: claimed while ``metrics`` is null, then a result for all jobs.
+
+    ``scope`` says who alone may find it by its signature; null is everybody.
+    """
 
     __tablename__ = "evaluations"
 
     key: Mapped[str] = mapped_column(primary_key=True)
     signature: Mapped[str | None] = mapped_column(index=True)
+    scope: Mapped[str | None]
     info: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
     cost_s: Mapped[float | None]
@@ -277,6 +284,15 @@ class WorkerRow(Row):
     devices: Mapped[list[Any]]
     catalogue: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
+
+
+class OwnerRow(Row):
+    """What holds for all keys and jobs of an owner; one without a row shares evaluations."""
+
+    __tablename__ = "owners"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    shares: Mapped[bool]
 
 
 class ApiKeyRow(Row):

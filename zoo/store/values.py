@@ -149,7 +149,7 @@ SCOPES = ("read", "infer", "submit", "write", "admin")
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """An API key without its secret."""
+    """An API key without its secret; ``shares`` is its owner's, alike for all its keys."""
 
     id: str
     name: str
@@ -158,6 +158,7 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    shares: bool = True
 
     def to_json(self) -> dict[str, Json]:
         times = ("created_at", "expires_at", "revoked_at")
@@ -167,6 +168,7 @@ class ApiKey:
             "name": self.name,
             "owner": self.owner,
             "scopes": list(self.scopes),
+            "shares": self.shares,
             **{name: value.isoformat() if value else None for name, value in moments.items()},
         }
 
@@ -177,6 +179,25 @@ class ApiKey:
             name: datetime.fromisoformat(data[name]) if data[name] else None for name in times
         }
         return cls(**(dict(data) | moments | {"scopes": tuple(data["scopes"])}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A job whose evaluations others took: how many, and the device time that this saved.
+
+    ``job`` is None for all jobs together that the one who asks may not see.
+    """
+
+    job: str | None
+    hits: int
+    saved_s: float
+
+    def to_json(self) -> dict[str, Json]:
+        return {"job": self.job, "hits": self.hits, "saved_s": self.saved_s}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(job=data["job"], hits=int(data["hits"]), saved_s=float(data["saved_s"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas.cost.proxyless_yaml import layer_entry, mobile_key
 from nas.spaces.mbconv import Edge, MBConvSpace, Op
 from zoo.errors import IncompatibleShapeError, InvalidInputError
 from zoo.spec import BlockSpec, TensorSpec
@@ -46,12 +47,15 @@ class Layer:
 
     def __str__(self) -> str:
         """Return the key of the ProxylessNAS tables."""
-        text = f"{self.kind}-input:{_shape(self.input)}-output:{_shape(self.output)}"
-        if self.kind != "expanded_conv":
-            return text
-        return (
-            f"{text}-expand:{self.expand}-kernel:{self.kernel}-stride:{self.stride}"
-            f"-idskip:{int(bool(self.skip))}"
+        outputs = self.output if len(self.output) > 1 else self.output[0]
+        return mobile_key(
+            self.kind,
+            self.input,
+            outputs,
+            expand=self.expand,
+            kernel=self.kernel,
+            stride=self.stride,
+            idskip=self.skip,
         )
 
 
@@ -187,19 +191,12 @@ def parse_latencies(table: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         InvalidInputError: An entry is neither, or is not above 0.
     """
-    found: dict[str, float] = {}
-    for key, entry in table.items():
-        value = entry.get("mean") if isinstance(entry, Mapping) else entry
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            if key == OVERHEAD and isinstance(value, int | float):
-                found[key] = float(value)
-                continue
-            raise InvalidInputError(
-                f"the latency of {key!r} is {entry!r}; give milliseconds above 0, "
-                "or a mapping with their 'mean'"
-            )
-        found[str(key)] = float(value)
-    return found
+    return {
+        str(key): float(entry)
+        if key == OVERHEAD and isinstance(entry, int | float)
+        else layer_entry(str(key), entry).median_ms
+        for key, entry in table.items()
+    }
 
 
 def macs(layer: Layer, spec: BlockSpec) -> float:
@@ -321,7 +318,3 @@ def _area(shape: tuple[int | None, ...]) -> int:
 
 def _numel(shape: tuple[int | None, ...]) -> int:
     return math.prod(side or 0 for side in shape)
-
-
-def _shape(sizes: tuple[int, ...]) -> str:
-    return "x".join(map(str, sizes))

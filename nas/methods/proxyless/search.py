@@ -377,7 +377,8 @@ class Proxyless:
         entropy = F.cross_entropy(logits, labels)
         cost = self.table.expected(draw.probs).requires_grad_()
         loss = self.cost_loss(entropy, cost)
-        torch.autograd.backward(loss)
+        if loss.requires_grad:  # not so without a cost where ``zero`` is active everywhere
+            torch.autograd.backward(loss)
         gate_grad = torch.zeros_like(draw.probs) if gates.grad is None else gates.grad.double()
         if cost.grad is not None:
             gate_grad = gate_grad + cost.grad * self.table.ops.to(self._device)

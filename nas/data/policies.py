@@ -1,0 +1,68 @@
+"""Stronger augmentation than crops and flips: AutoAugment's policy for CIFAR, and cutout.
+
+Source:
+    Cubuk et al. (2019), "AutoAugment", arXiv:1805.09501, as torchvision has it; DeVries and
+    Taylor (2017), "Improved Regularization of Convolutional Neural Networks with Cutout",
+    arXiv:1708.04552.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.compat import declare_torchvision_operators
+from zoo.errors import EnvironmentUnfitError, InvalidInputError
+
+
+def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Change every image by a sub-policy of AutoAugment's for CIFAR-10, drawn for itself.
+
+    Args:
+        images: ``(batch, channels, height, width)`` uint8, of 1 or 3 channels.
+        generator: On the CPU; gives one seed, from which everything else is drawn.
+
+    Returns:
+        Tensor of the same shape, type and device.
+
+    Raises:
+        EnvironmentUnfitError: torchvision is not installed.
+        InvalidInputError: The images have another number of channels.
+    """
+    if images.shape[1] not in (1, 3):
+        raise InvalidInputError(
+            f"AutoAugment takes images of 1 or 3 channels, not {images.shape[1]}; switch it off"
+        )
+    declare_torchvision_operators()
+    try:
+        from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+    except ImportError as error:
+        raise EnvironmentUnfitError(
+            f"AutoAugment needs torchvision, which cannot be imported: {error}; switch it off"
+        ) from error
+    policy = AutoAugment(AutoAugmentPolicy.CIFAR10)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    # torchvision draws from the process's generator on the CPU.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.stack([policy(image) for image in images])
+
+
+def cut_out(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Set a square around a random pixel of every image to 0, which is the mean once normalised.
+
+    Args:
+        images: ``(batch, channels, height, width)``, normalised.
+        share: Side of the square as a share of the height; 0.5 is the published 16 of 32
+            pixels. What lies outside the image is cut off.
+        generator: On the device of ``images``.
+    """
+    batch, _, height, width = images.shape
+    half = round(share * height) // 2
+    inside = []
+    for size in (height, width):
+        centre = torch.randint(size, (batch, 1), generator=generator, device=images.device)
+        pixels = torch.arange(size, device=images.device)
+        inside.append((pixels >= centre - half) & (pixels < centre + half))
+    square = inside[0][:, :, None] & inside[1][:, None, :]
+    return images.masked_fill(square[:, None], 0)
