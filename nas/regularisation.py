@@ -1,9 +1,11 @@
 """What keeps a training from learning its images by heart: cutout, drop-path, dropout, EMA.
 
+ScheduledDropPath is in ``nas.drop_path_schedules``.
+
 Sources:
     Cutout: DeVries and Taylor (2017), arXiv:1708.04552. Drop-path: Larsson et al. (2017),
-    arXiv:1605.07648, linear in epochs as in DARTS, arXiv:1806.09055. ScheduledDropPath: Zoph
-    et al. (2018), arXiv:1707.07012. Averaged weights: Polyak and Juditsky (1992).
+    arXiv:1605.07648, linear in epochs as in DARTS, arXiv:1806.09055. Averaged weights: Polyak
+    and Juditsky (1992).
 """
 
 from __future__ import annotations
@@ -63,22 +65,6 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
 def linear_drop_path(rate: float, epoch: int, epochs: int) -> float:
     """Return the drop rate of ``epoch``, counted from 0: ``rate * epoch / epochs``."""
     return rate * epoch / epochs
-
-
-def scheduled_keep(base_keep: float, depth: float, step: int, total: int) -> float:
-    """Return the probability with which ScheduledDropPath keeps a path.
-
-    ``1 - min(1, step / total) (1 - keep_layer)`` with
-    ``keep_layer = 1 - depth (1 - base_keep)``.
-
-    Args:
-        base_keep: Of the last layer at the end.
-        depth: Place of the layer, ``(cell + 1) / number of cells``.
-        step: Counted from 0.
-        total: Steps until the probability stays.
-    """
-    keep_layer = 1 - depth * (1 - base_keep)
-    return 1 - min(1.0, step / total) * (1 - keep_layer)
 
 
 def drop_paths(module: nn.Module) -> list[DropPath]:

@@ -21,6 +21,7 @@ from nas import regularisation
 from nas.auxiliary import AuxiliaryTap
 from nas.data import DataSet, Split
 from nas.data.policies import auto_augment
+from nas.drop_path_schedules import keep_at_depth
 from nas.learning_rates import learning_rate as learning_rate
 from nas.learning_rates import rate_of
 from nas.recipe import FixedRecipe as FixedRecipe
@@ -334,7 +335,7 @@ class Training:
             group["lr"] = rate
         for path in self._paths:
             if recipe.drop_path_schedule == "scheduled":
-                keep = regularisation.scheduled_keep(1 - recipe.drop_path, path.depth, step, total)
+                keep = keep_at_depth(1 - recipe.drop_path, path.depth, step=step, steps=total)
                 path.rate = 1 - keep
             else:
                 path.rate = regularisation.linear_drop_path(

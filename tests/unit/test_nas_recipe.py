@@ -14,9 +14,11 @@ from torch.nn import functional
 
 from nas import regularisation
 from nas.auxiliary import AuxiliaryHead, AuxiliaryTap, auxiliary_place
+from nas.drop_path_schedules import keep_at_depth, scheduled_keep
 from nas.learning_rates import cosine, linear_epoch, rate_of
 from nas.recipe import FixedRecipe, describe_recipe, preset
 from nas.spaces.darts import DartsSpace
+from nas.spaces.nasnet import NASNET_A, NasnetSpace
 from nas.training import smoothed_cross_entropy
 from zoo.builders import ChainModule
 from zoo.canonical import canonical_json
@@ -120,9 +122,10 @@ def test_keep_probabilities_follow_nasnet_s_formula() -> None:
         for step in (0, 1, 468_750, 937_500, 2_000_000):
             keep_layer = 1 - (cell + 1) / 20 * (1 - 0.6)
             wanted = 1 - min(1, step / 937_500) * (1 - keep_layer)
-            found = regularisation.scheduled_keep(0.6, (cell + 1) / 20, step, 937_500)
+            found = keep_at_depth(0.6, (cell + 1) / 20, step=step, steps=937_500)
             assert found == pytest.approx(wanted, abs=1e-15)
-    assert regularisation.scheduled_keep(0.6, 1.0, 937_500, 937_500) == pytest.approx(0.6)
+            assert found == scheduled_keep(0.6, cell=cell, cells=20, step=step, steps=937_500)
+    assert keep_at_depth(0.6, 1.0, step=937_500, steps=937_500) == pytest.approx(0.6)
     assert regularisation.linear_drop_path(0.3, 0, 600) == 0
     assert regularisation.linear_drop_path(0.3, 599, 600) == pytest.approx(0.2995)
 
@@ -241,6 +244,19 @@ def test_the_final_network_and_its_auxiliary_head_have_the_published_sizes() -> 
     assert [layer for layer in imagenet if isinstance(layer, nn.Conv2d)][1].kernel_size == (2, 2)
     for side in range(1, 20):
         assert AuxiliaryHead(2, (side, 3), 4).eval()(torch.zeros(1, 2, side, 3)).shape == (1, 4)
+
+
+def test_a_nasnet_says_itself_where_its_head_stands_and_how_deep_its_paths_are() -> None:
+    space = NasnetSpace(preset="cifar", outputs="free")
+    with torch.device("meta"):
+        network = space.build(
+            space.encode(NASNET_A), inputs=TensorSpec(shape=(3, 32, 32)), num_classes=10
+        )
+    assert isinstance(network, ChainModule)
+    place = auxiliary_place(list(network))
+    assert place == 1 + 6 + 1 + 6 - 1  # stem, six cells, a reduction, the last cell before another
+    depths = sorted({path.depth for path in regularisation.drop_paths(network)})
+    assert depths == pytest.approx([(cell + 1) / 20 for cell in range(20)])
 
 
 def test_the_auxiliary_head_reads_the_cell_it_stands_after() -> None:
