@@ -41,6 +41,19 @@ SCHEDULES: Mapping[str, DropPathSchedule] = {
 50,000 images in batches of 32."""
 
 
+def keep_at_depth(base_keep: float, depth: float, *, step: int, steps: int) -> float:
+    """Return ``1 - min(1, step / steps) depth (1 - base_keep)``, written as it is published.
+
+    Args:
+        base_keep: Of the last layer in the end.
+        depth: Place of the layer, ``(cell + 1) / cells``.
+        step: Updates of the weights so far.
+        steps: Updates until the end of the schedule.
+    """
+    keep_layer = 1 - depth * (1 - base_keep)
+    return 1 - min(1.0, step / steps) * (1 - keep_layer)
+
+
 def layer_keep(base_keep: float, *, cell: int, cells: int) -> float:
     """Return a cell's keep-probability in the end: ``1 - ((cell + 1) / cells) (1 - base_keep)``.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from nas.cost.analytic import cost
 from nas.data import DataSet
 from nas.protocols import SearchSpace
-from nas.training import Progress, Recipe, describe_recipe, train
+from nas.training import Keep, Progress, Recipe, describe_recipe, train
 from zoo.canonical import Json
 from zoo.errors import TrainerError
 from zoo.rng import derive_seed
@@ -44,7 +45,8 @@ class EvaluatorContext:
     where and how latency is measured (None: somebody else adds it), ``target`` names
     that (device, runtime, batch) for the evaluation's identity. ``progress`` hears of
     every epoch; ``clock`` gives seconds that only go forward. ``data_root`` is the folder
-    of data files, if there is one.
+    of data files, if there is one. ``resume`` and ``keep`` are those of ``nas.training.train``
+    for the one candidate that is evaluated next; an evaluator may leave them alone.
     """
 
     space: SearchSpace
@@ -57,6 +59,8 @@ class EvaluatorContext:
     progress: Progress | None = None
     clock: Callable[[], float] = time.monotonic
     data_root: Path | None = None
+    resume: Mapping[str, Any] | None = None
+    keep: Keep | None = None
 
 
 class TrainingEvaluator:
@@ -93,6 +97,8 @@ class TrainingEvaluator:
             seed=context.seed,
             device=context.device,
             progress=context.progress,
+            resume=context.resume,
+            keep=context.keep,
         )
         device = None
         if context.measure is not None:
@@ -133,6 +139,8 @@ def train_and_score(
     device: torch.device,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    resume: Mapping[str, Any] | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, float]:
     """Train a fresh network and return all metrics but latency.
 
@@ -153,6 +161,8 @@ def train_and_score(
         seed=seed,
         progress=progress,
         should_stop=should_stop,
+        resume=resume,
+        keep=keep,
     )
     if not result.completed:
         raise TrainerError("training was stopped before its budget was spent")

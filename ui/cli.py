@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from ui.commands import chain, cost, demo, job, key, plugins, process, search, store
+from ui.commands import chain, cost, demo, job, key, plugins, process, search, store, train
 from ui.terminal import Group, Terminal, answer_options, connection_options
 from zoo.errors import BlockyardError, InvalidInputError
 
@@ -31,6 +31,7 @@ for command in (
     plugins.method,
     plugins.data,
     search.search,
+    train.train,
     job.job,
     store.zoo,
     chain.chain,

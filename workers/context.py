@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from workers.protocols import JobQueue
 from workers.session import JobStoppedError, Session, Stop
-from workers.supervisor import Limits, Progress, Trainer
+from workers.supervisor import Keep, Limits, Progress, Trainer
 from workers.wire import Message
 from zoo.canonical import Json, content_id, plain
 from zoo.errors import (
@@ -91,6 +91,7 @@ class JobContext:
         *,
         limits: Limits | None = None,
         progress: Progress | None = None,
+        keep: Keep | None = None,
         patient: bool = False,
     ) -> Message:
         """Ask the trainer for what another trainer could not answer.
@@ -99,7 +100,9 @@ class JobContext:
         when the job is paused.
         """
         check = self.session.check_patiently if patient else self.session.check
-        return self.trainer.call(name, args, blobs, limits=limits, progress=progress, check=check)
+        return self.trainer.call(
+            name, args, blobs, limits=limits, progress=progress, keep=keep, check=check
+        )
 
     def training_device(self) -> Device:
         """Return the device to train on: this worker's first GPU, else its CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from nas import checkpoint
-from nas.cost import cost, preview
+from nas.cost import preview
 from nas.data import DataSet, load_dataset
 from nas.evaluation import EvaluatorContext, Latency
 from nas.identity import identify
@@ -28,7 +29,7 @@ from nas.plugins import (
     method_class,
     space_of,
 )
-from nas.protocols import Evaluator, SearchMethod, SearchSpace, StepReport
+from nas.protocols import SearchMethod, SearchSpace, StepReport
 from nas.training import accuracy, train
 from serving.runners.devices import SERVING_THREADS, serving_threads, settle_threads
 from serving.runners.measure import Timing, measure
@@ -36,15 +37,14 @@ from serving.runners.onnx_export import export_onnx
 from serving.runners.onnx_runner import OnnxRunner
 from serving.runners.protocols import BlockRunner
 from serving.runners.torch_runner import TorchRunner
-from workers import cost_duties
+from workers import cost_duties, training_duties
+from workers.training_duties import Curve, StateKeeper
 from workers.wire import Message
 from zoo.builders import ChainModule, build_chain
 from zoo.errors import ConflictError, UnknownNameError
-from zoo.rng import derive_seed
 from zoo.schemas import Limit, Recipe
-from zoo.signature import block_signature
 from zoo.spec import Architecture, BlockSpec, TensorSpec
-from zoo.weights import pack, unpack
+from zoo.weights import unpack
 
 SPLIT_SEED = 0
 """Seed of every data set's splits: one for all jobs, so that no image on which one network
@@ -61,9 +61,11 @@ Blobs = tuple[bytes, ...]
 
 
 class Report(Protocol):
-    """Sends progress upwards."""
+    """Sends progress upwards, and states of a training under way."""
 
     def __call__(self, *, done: int, total: int, message: str, **metrics: float) -> None: ...
+
+    def keep(self, state: bytes, *, epoch: int) -> None: ...
 
 
 class Duties:
@@ -73,7 +75,7 @@ class Duties:
         self._root = Path(data_root) if data_root else None
         self._report = progress
         self._method: SearchMethod | None = None
-        self._curve: dict[str, list[float]] = {}
+        self._curve: Curve = {}
         settle_threads()
         self._load = lru_cache(maxsize=2)(self._load_uncached)
 
@@ -141,15 +143,25 @@ class Duties:
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
         """Describe an evaluator: all that determines its scores, and of what nature they are."""
-        evaluator = self._evaluator(args)
+        context = self._evaluator_context(args)
+        evaluator = make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
         nature = {name: bool(getattr(evaluator, name, False)) for name in ("looks_up", "noisy")}
         return Message({"kind": "evaluator", "describe": evaluator.describe(), **nature})
 
-    def evaluate(self, args: Json, _: Blobs) -> Message:
-        """Score one architecture; latency is the worker's to measure, and is not among it."""
-        started = time.monotonic()
-        self._curve = {}
-        found = self._evaluator(args).evaluate(Architecture.from_json(args["architecture"]))
+    def evaluate(self, args: Json, blobs: Blobs) -> Message:
+        """Score one architecture; latency is the worker's to measure, and is not among it.
+
+        With ``args["resume"]`` the one blob is a state of its training to go on from.
+        """
+        resume = training_duties.kept_state(args, blobs, self._curve)
+        started = time.monotonic() - (resume["cost_s"] if resume else 0.0)
+        context = dataclasses.replace(
+            self._evaluator_context(args),
+            resume=resume,
+            keep=self._keeper(args, to_the_last=False),
+        )
+        evaluator = make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
+        found = evaluator.evaluate(Architecture.from_json(args["architecture"]))
         head = {
             "kind": "evaluation",
             "metrics": dict(found.metrics),
@@ -208,38 +220,25 @@ class Duties:
         ]
         return Message({"kind": "timings", "timings": timings})
 
-    def fit(self, args: Json, _: Blobs) -> Message:
-        """Train an architecture to the end and return its blocks and its ONNX file.
-
-        The blobs are each block's weights, then the ONNX file.
-        """
-        space, architecture, data = self._candidate(args)
-        device = torch.device(args["device"])
-        recipe = Recipe.model_validate(args["recipe"])
-        specs = space.blocks(architecture, inputs=data.inputs, num_classes=data.num_classes)
-        module = build_chain(specs, seed=derive_seed(args["seed"], "weights"))
-        counted = cost(module, data.inputs).metrics()
-        self._curve = {}
-        result = train(
-            module, data, recipe, device=device, seed=args["seed"], progress=self._epochs
+    def fit(self, args: Json, blobs: Blobs) -> Message:
+        """Train an architecture, or the blocks of ``specs``; see ``training_duties.fit``."""
+        if "specs" in args:
+            data = self._data(args)
+            specs = tuple(BlockSpec.from_json(item) for item in args["specs"])
+        else:
+            space, architecture, data = self._candidate(args)
+            specs = space.blocks(architecture, inputs=data.inputs, num_classes=data.num_classes)
+        epochs = int(args["recipe"]["epochs"])
+        return training_duties.fit(
+            specs,
+            data,
+            args,
+            blobs,
+            curve=self._curve,
+            progress=self._epochs,
+            keep=self._keeper(args, to_the_last=True),
+            exporting=lambda: self._report(done=epochs, total=epochs, message="exporting"),
         )
-        self._report(done=recipe.epochs, total=recipe.epochs, message="exporting")
-        on_device = data.to(device)
-        metrics = {
-            **counted,
-            "accuracy": accuracy(module, on_device, on_device.test),
-            "val_accuracy": accuracy(module, on_device, on_device.val),
-        }
-        module = module.cpu().eval()
-        onnx = export_onnx(module, specs[0].inputs, specs[-1].outputs)
-        head = {
-            "kind": "fitted",
-            "blocks": [block_json(spec, block) for spec, block in zip(specs, module, strict=True)],
-            "metrics": metrics,
-            "cost_s": result.cost_s,
-            "curve": self._curve,
-        }
-        return Message(head, (*(pack(block) for block in module), onnx))
 
     def accuracy(self, args: Json, blobs: Blobs) -> Message:
         """Score a chain on the splits named."""
@@ -382,8 +381,8 @@ class Duties:
         architecture = Architecture.from_json(args["architecture"])
         return space_of(architecture), architecture, self._data(args)
 
-    def _evaluator(self, args: Json) -> Evaluator:
-        context = EvaluatorContext(
+    def _evaluator_context(self, args: Json) -> EvaluatorContext:
+        return EvaluatorContext(
             space=make_space(args["space"]["name"], args["space"]["params"]),
             data=self._data(args),
             recipe=Recipe.model_validate(args["recipe"]),
@@ -392,7 +391,10 @@ class Duties:
             progress=self._epochs,
             data_root=self._root,
         )
-        return make_evaluator(args["evaluator"]["name"], args["evaluator"]["params"], context)
+
+    def _keeper(self, args: Json, *, to_the_last: bool) -> StateKeeper:
+        every_s = args["checkpoint_s"]
+        return StateKeeper(self._report.keep, self._curve, every_s=every_s, to_the_last=to_the_last)
 
     def _epochs(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         for name, value in {"epoch": done, **metrics}.items():
@@ -424,16 +426,6 @@ def timing_json(timing: Timing) -> Json:
         "p95_ms": timing.p95_ms,
         "samples": list(timing.samples),
         "peak_bytes": timing.peak_bytes,
-    }
-
-
-def block_json(spec: BlockSpec, module: nn.Module) -> Json:
-    """Return what a ``zoo.spec.Block`` says beside the digest of its weights."""
-    return {
-        "spec": spec.to_json(),
-        "num_params": sum(parameter.numel() for parameter in module.parameters()),
-        "size_bytes": sum(t.numel() * t.element_size() for t in module.state_dict().values()),
-        "signature": block_signature(spec, module),
     }
 
 

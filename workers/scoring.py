@@ -18,7 +18,6 @@ hit is confirmed; else the candidate is told apart, by its architecture behind i
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +27,10 @@ from workers.cache import Cache, Found, UnconfirmedError, scope_of
 from workers.confirmation import Known
 from workers.context import JobContext
 from workers.facts import Facts
+from workers.fitting import Kept, log_curve, train_remotely
 from workers.latency import Latencies, TabledLatencies, latencies_of
 from workers.ledger import Ledger
-from workers.session import Session, numbers
+from workers.session import numbers
 from workers.supervisor import Limits
 from zoo.canonical import Json
 from zoo.certificates import Signature
@@ -82,6 +82,7 @@ class Scorer:
         request: SearchRequest,
         facts: Facts,
         ledger: Ledger,
+        kept: Kept,
         *,
         arm: Arm = Arm.SEARCH,
         next_number: int = 0,
@@ -91,6 +92,7 @@ class Scorer:
         self._digest = facts.digest
         self.spent_s = 0.0
         self._context = context
+        self._kept = kept
         self._request = request
         self._arm = arm
         self._target = context.target(request.device)
@@ -380,10 +382,16 @@ class Scorer:
         """Evaluate a function the ``number``-th time, under a seed of that time's own."""
         session = self._context.session
         seed = derive_seed(self._seed, "repeat", number) if number else self._seed
-        args = self._args | {"architecture": architecture.to_json(), "seed": seed}
-        with session.device(self._training, "shared"):
-            head = self._context.call("evaluate", args, limits=self._limits()).head
-        log_curve(session, candidate, head["curve"])
+        head = train_remotely(
+            self._context,
+            "evaluate",
+            self._args | {"architecture": architecture.to_json(), "seed": seed},
+            key=f"{self._arm} {candidate.number} {architecture.id} {seed}",
+            kept=self._kept,
+            limits=self._limits(),
+        ).head
+        self._kept.forget()
+        log_curve(session, head["curve"], arm=self._arm, number=candidate.number)
         return Evaluation(
             metrics=numbers(head["metrics"]), cost_s=head["cost_s"], job=session.job.id
         )
@@ -416,17 +424,3 @@ def policy_of(request: SearchRequest, *, noisy: bool) -> Policy:
 def within(limits: Iterable[Limit], metrics: Mapping[str, float]) -> bool:
     """Say whether every limited metric is there and within its bounds."""
     return all(it.metric in metrics and it.holds(metrics[it.metric]) for it in limits)
-
-
-def log_curve(session: Session, candidate: Candidate, curve: Mapping[str, list[float]]) -> None:
-    """Put a candidate's learning curve into the job's log; see ``workers.session``."""
-    if curve.get("epoch"):
-        arm, number = str(candidate.arm), candidate.number
-        points: dict[str, Json] = {
-            name: [value if math.isfinite(value) else None for value in values]
-            for name, values in curve.items()
-        }
-        session.log(
-            f"{arm} candidate {number} was trained for {len(curve['epoch'])} epochs",
-            data={"kind": "curve", "arm": arm, "number": number, **points},
-        )

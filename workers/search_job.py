@@ -2,11 +2,13 @@
 
 A search has three phases: ``search``, ``baseline`` (equal-budget random search, if asked
 for) and ``winners``. A checkpoint holds the phase, the state of the methods, the number of
-the next candidate and what is remembered of those before it; all else is on record in SQL.
+the next candidate, what is remembered of those before it, and the state of the one candidate
+or winner that is being trained; all else is on record in SQL.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from nas.plugins import MethodContext, make_method, make_space, method_class
 from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
 from workers.facts import Facts, load_facts
+from workers.fitting import kept_training, training_of
 from workers.ledger import Ledger
 from workers.publish import Publisher
 from workers.remote_method import RemoteMethod
@@ -66,6 +69,7 @@ class _State:
     spent_s: float = 0.0
     steps: int = 0
     winners: int = 0
+    training: dict[str, Any] | None = None
 
 
 def run(context: JobContext) -> Mapping[str, Json]:
@@ -95,6 +99,7 @@ class _Search:
                 request,
                 facts,
                 ledger,
+                self,
                 arm=arm,
                 next_number=self._state.numbers[arm],
                 memory=self._state.memories.get(arm),
@@ -273,7 +278,7 @@ class _Search:
         if isinstance(method, RemoteMethod):
             method.open(saved)
         elif saved is not None:
-            method.load_state_dict(saved)
+            method.load_state_dict(copy.deepcopy(saved))
 
     def _step(self, method: SearchMethod, arm: Arm, pace: _Pace, budget_s: float | None) -> bool:
         """Take one step, report it, and say whether it was the last."""
@@ -331,24 +336,47 @@ class _Search:
     def _advance(self) -> None:
         """Write a checkpoint of progress that is no step of a method."""
         self._state.steps += 1
+        self._count()
         self._write()
+
+    def load(self, key: str) -> bytes | None:
+        """Return the kept state of a training; see ``workers.fitting.Kept``."""
+        return kept_training(self._state.training, key)
+
+    def save(self, key: str, state: bytes) -> None:
+        """Keep the state of a training; where the methods stand stays as it was last saved."""
+        self._state.training = training_of(key, state)
+        self._state.steps += 1
+        self._write()
+
+    def forget(self) -> None:
+        self._state.training = None
 
     def _save(self, method: SearchMethod, arm: Arm) -> None:
         started = time.monotonic()
+        # A copy, for it is written again in the middle of a later step, with a candidate's.
+        remote = isinstance(method, RemoteMethod)
+        state = method.state_dict() if remote else copy.deepcopy(method.state_dict())
         if arm is Arm.SEARCH:
-            self._state.search = method.state_dict()
+            self._state.search = state
         else:
-            self._state.baseline = method.state_dict()
+            self._state.baseline = state
+        self._count()
         self._write()
         took = time.monotonic() - started
         self._save_at = time.monotonic() + max(
             self._session.timing.checkpoint_s, took / CHECKPOINT_SHARE
         )
 
+    def _count(self) -> None:
+        """Put where the scorers stand beside the methods' present states."""
+        scorers = self._scorers.items()
+        self._state.numbers = {str(arm): scorer.next_number for arm, scorer in scorers}
+        memories = {str(arm): scorer.state_dict() for arm, scorer in scorers}
+        self._state.memories = copy.deepcopy(memories)
+
     def _write(self) -> None:
         state = self._state
-        state.numbers = {str(arm): scorer.next_number for arm, scorer in self._scorers.items()}
-        state.memories = {str(arm): scorer.state_dict() for arm, scorer in self._scorers.items()}
         digest = self._context.store.files.put(checkpoint.pack(vars(state)))
         self._context.store.jobs.save_checkpoint(
             self._context.job.id, self._session.token, digest, state.steps
@@ -368,7 +396,7 @@ class _Search:
 
     def _publish(self, best: list[Architecture]) -> list[Json]:
         """Train and store the best; one whose training fails gives way to the next."""
-        publisher = Publisher(self._context, self._request, self._space, self._facts)
+        publisher = Publisher(self._context, self._request, self._space, self._facts, self)
         winners: list[Json] = []
         failures = []
         for architecture in best:

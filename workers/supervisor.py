@@ -22,6 +22,9 @@ from zoo.errors import EnvironmentUnfitError, TrainerCrashError, TrainerTimeoutE
 
 Progress = Callable[[Mapping[str, Any]], None]
 
+Keep = Callable[[bytes], None]
+"""Takes the state of a training under way whenever the trainer sends one."""
+
 WATCH_INTERVAL_S = 0.05
 
 SECRETS = ("BLOCKYARD_URL", "BLOCKYARD_BROKER")
@@ -101,11 +104,12 @@ class Trainer:
         *,
         limits: Limits | None = None,
         progress: Progress | None = None,
+        keep: Keep | None = None,
         check: Callable[[], None] | None = None,
     ) -> Message:
         """Ask the trainer and wait for its answer; ``check`` is called all the while.
 
-        Whatever ``check`` or ``progress`` raises kills the trainer and is passed on.
+        Whatever ``check``, ``progress`` or ``keep`` raises kills the trainer and is passed on.
 
         Raises:
             TrainerCrashError: The process died or passed its memory limit.
@@ -120,7 +124,7 @@ class Trainer:
                 self._await_ready(check)
                 request = {"call": name, "args": args, "timeout_s": limits.timeout_s}
                 self._send(Message(request, blobs))
-                answer = self._wait(name, limits, progress, check)
+                answer = self._wait(name, limits, progress, check, keep)
             except BaseException:
                 self.kill()
                 raise
@@ -159,6 +163,7 @@ class Trainer:
         limits: Limits,
         progress: Progress | None,
         check: Callable[[], None] | None,
+        keep: Keep | None = None,
     ) -> Message:
         assert self._connection is not None  # start() opened it
         deadline = time.monotonic() + limits.timeout_s
@@ -169,10 +174,13 @@ class Trainer:
                 )
             except (EOFError, OSError) as error:
                 raise self._death() from error
-            if message is not None and message.head["kind"] != "progress":
+            kind = message.head["kind"] if message is not None else None
+            if message is not None and kind not in ("progress", "checkpoint"):
                 return message
-            if message is not None and progress is not None:
+            if message is not None and kind == "progress" and progress is not None:
                 progress(message.head)
+            if message is not None and kind == "checkpoint" and keep is not None:
+                keep(message.blobs[0])
             if check is not None:
                 check()
             if time.monotonic() > deadline:

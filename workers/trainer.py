@@ -54,6 +54,10 @@ class Reporter:
         }
         send(self._connection, Message(head))
 
+    def keep(self, state: bytes, *, epoch: int) -> None:
+        """Send the state of the training under way, from which another trainer may go on."""
+        send(self._connection, Message({"kind": "checkpoint", "epoch": epoch}, (state,)))
+
 
 def main(argv: list[str]) -> None:
     """Serve the worker on the inherited socket ``argv[0]`` until it hangs up."""

@@ -39,6 +39,7 @@ Run = Callable[[JobContext], Mapping[str, Json]]
 
 JOBS: Mapping[JobKind, str] = {
     JobKind.SEARCH: "workers.search_job",
+    JobKind.TRAIN: "workers.train_job",
     JobKind.PREVIEW: "workers.preview",
     JobKind.PROFILE: "workers.profile_job",
     JobKind.MEASURE: "workers.measure_job",
@@ -47,6 +48,9 @@ JOBS: Mapping[JobKind, str] = {
     JobKind.FRONTS: "workers.fronts_job",
 }
 """Where each kind's ``run`` is."""
+
+LONG = frozenset({JobKind.SEARCH, JobKind.TRAIN})
+"""Kinds that a worker does not run for others while a job of its own waits."""
 
 
 class Worker:
@@ -209,7 +213,7 @@ class Worker:
         """Run what others wait for on our devices.
 
         Between two own steps that is a measurement; while ``blocked``, waiting for another
-        worker, everything but a search, since that worker may be waiting for us.
+        worker, everything but what is long, since that worker may be waiting for us.
         """
         now = time.monotonic()
         if now - self._helped_at < self.timing.poll_s:
@@ -217,7 +221,7 @@ class Worker:
         self._helped_at = now
         mine = tuple(refs(self.devices))
         for kind in JobKind:
-            if kind is JobKind.MEASURE or (blocked and kind is not JobKind.SEARCH):
+            if kind is JobKind.MEASURE or (blocked and kind not in LONG):
                 query = JobQuery(kind=kind, state=JobState.QUEUED, device=mine)
                 for job in reversed(session.store.jobs.jobs(query).items):
                     session.check()

@@ -15,6 +15,7 @@ from zoo.schemas import (
     ProfileRequest,
     Schema,
     SearchRequest,
+    TrainRequest,
 )
 from zoo.store.protocols import WorkerInfo
 
@@ -63,7 +64,8 @@ def check_names(
         InvalidInputError: A data path that leaves the workers' data folder.
     """
     search = request.search if isinstance(request, PreviewRequest) else request
-    data = search.data if isinstance(search, SearchRequest | MeasureRequest) else None
+    with_data = SearchRequest | MeasureRequest | TrainRequest
+    data = search.data if isinstance(search, with_data) else None
     if data is not None and not trusted:
         _check_path(data)
     known = catalogue(workers) if workers else installed()
@@ -71,12 +73,15 @@ def check_names(
         _check(known, "spaces", "search space", search.space.name)
         _check(known, "methods", "search method", search.method.name)
         _check(known, "evaluators", "evaluator", search.evaluator.name)
+    if isinstance(search, TrainRequest) and search.space is not None:
+        _check(known, "spaces", "search space", search.space.name)
     if not workers:
         return
     if data is not None and ":" not in data:
         _check(known, "data", "data set", data)
     wanted = {device} if device is not None else set()
-    if isinstance(search, SearchRequest | MeasureRequest | ProfileRequest | AssembleRequest):
+    on_device = SearchRequest | TrainRequest | MeasureRequest | ProfileRequest | AssembleRequest
+    if isinstance(search, on_device):
         wanted.add(search.device)
     _check_devices(workers, {name for name in wanted if name and name != ANY_DEVICE})
 

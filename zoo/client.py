@@ -44,7 +44,7 @@ Query = TypeVar("Query", BlockQuery, ChainQuery, JobQuery)
 ON_DEVICE = frozenset(
     {JobKind.PROFILE, JobKind.MEASURE, JobKind.ASSEMBLE, JobKind.COST_TABLE, JobKind.FRONTS}
 )
-"""Jobs that only a worker with the requested device may run; a search sends for one."""
+"""Jobs that only a worker with the requested device may run; others send for one."""
 
 
 EVENTS_AT_ONCE = 1000
@@ -269,6 +269,10 @@ class Zoo:
     def search(self, *, name: str = "", **request: Any) -> Job:
         """Queue a search: the fields of ``SearchRequest``; a method or space may be its name."""
         return self.submit(JobKind.SEARCH, named(request), name=name)
+
+    def train(self, *, name: str = "", **request: Any) -> Job:
+        """Queue the training of one network: the fields of ``TrainRequest``."""
+        return self.submit(JobKind.TRAIN, named(request), name=name)
 
     def preview(self, *, samples: int = 64, **request: Any) -> Job:
         """Queue the question what a search would choose among, and at what cost."""

@@ -27,6 +27,7 @@ class JobKind(enum.StrEnum):
     """What a job does; ``workers`` has one function for each."""
 
     SEARCH = "search"
+    TRAIN = "train"
     PREVIEW = "preview"
     PROFILE = "profile"
     MEASURE = "measure"

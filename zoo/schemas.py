@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.jobs import JobKind
 from zoo.names import check_alias
+from zoo.recipes import SCHEDULES, expand
 from zoo.spec import METRICS as METRICS
 
 
@@ -46,16 +47,58 @@ class Limit(Schema):
 
 
 class Recipe(Schema):
-    """A fixed training budget; every field changes the evaluation's identity."""
+    """A fixed training budget; every field changes the evaluation's identity.
+
+    ``preset`` names a published recipe (``zoo.recipes``) whose fields the others overrule.
+    """
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=2)
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0)
-    clip_norm: float = Field(default=5.0, gt=0)
+    clip_norm: float | None = Field(default=5.0, gt=0, description="null: gradients as they are")
     augment: bool = True
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    schedule: str = Field(default="cosine", description="of the learning rate; nas.learning_rates")
+    warmup_epochs: int | None = Field(default=None, ge=0, description="null: the schedule's own")
+    lr_min: float = Field(default=0.0, ge=0, description="where the schedule ends")
+    power: float = Field(default=2.0, ge=1, description="of the schedule cosine-power")
+    nesterov: bool = True
+    no_decay: tuple[Literal["norms", "biases"], ...] = Field(
+        default=(), description="parameters that weight decay leaves alone"
+    )
+    auto_augment: bool = Field(default=False, description="AutoAugment's policy for CIFAR-10")
+    cutout: int = Field(default=0, ge=0, description="side of the square cut out; 0: none")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="rate at the end of training")
+    drop_path_schedule: Literal["linear", "scheduled"] = "linear"
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="before the classifier")
+    auxiliary: float = Field(default=0.0, ge=0, description="weight of an auxiliary head's loss")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged weights; 0: none")
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        try:
+            return expand(fields)
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}")
+        if self.lr_min > self.lr:
+            raise ValueError(f"lr_min {self.lr_min} is above lr {self.lr}; lower it")
+        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} are more than the {self.epochs} epochs; "
+                "train longer or warm up less"
+            )
+        return self
 
 
 class LatencyChoice(Schema):
@@ -141,6 +184,51 @@ class SearchRequest(Schema):
         return self.max_duplicates is not None or self.forget > 0 or self.tabu is not None
 
 
+class TrainRequest(Schema):
+    """Train one network to the end and store it: a chain of the zoo, or an architecture.
+
+    The network is one of: ``chain`` (its id or alias; trained on from its weights unless
+    ``from_scratch``), ``architecture`` (itself, or the id of one that a job has met), or
+    ``space`` with a ``genotype`` or ``choices`` in it.
+    """
+
+    chain: str | None = None
+    from_scratch: bool = Field(default=False, description="fresh weights instead of the chain's")
+    architecture: dict[str, Any] | str | None = None
+    space: Choice | None = None
+    genotype: str | None = Field(default=None, description="as the space writes it")
+    choices: tuple[int, ...] | None = None
+    data: str
+    recipe: Recipe = Recipe(epochs=12)
+    seed: int = 0
+    device: str = Field(default="auto", description="where latency is measured")
+    batch: int = Field(default=1, ge=1, description="batch size at which latency is measured")
+    runtime: Literal["torch", "onnx"] = "torch"
+    alias: str | None = Field(default=None, description="name to give the chain")
+    max_train_s: float = Field(default=86_400.0, gt=0)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainRequest:
+        named = [name for name in ("chain", "architecture", "space") if getattr(self, name)]
+        if len(named) != 1:
+            raise ValueError(
+                f"the network is named by {' and '.join(named) or 'nothing'}; "
+                "name one of chain, architecture, or space with genotype or choices"
+            )
+        inside = [it for it in ("genotype", "choices") if getattr(self, it) is not None]
+        if len(inside) != (self.space is not None):
+            raise ValueError(
+                f"genotype and choices belong to a space, one of them to each; got {named[0]} "
+                f"with {' and '.join(inside) or 'neither'}"
+            )
+        if self.from_scratch and self.chain is None:
+            raise ValueError("from_scratch is for a chain; an architecture has no weights yet")
+        if self.alias is not None:
+            _check_alias(self.alias)
+        return self
+
+
 class PreviewRequest(Schema):
     """A question before a search: the space's size and its smallest, median, largest cost."""
 
@@ -183,11 +271,15 @@ class AssembleRequest(Schema):
         if self.objective not in METRICS:
             raise ValueError(f"objective {self.objective!r}; choose one of: {', '.join(METRICS)}")
         if self.name is not None:
-            try:
-                check_alias(self.name)
-            except InvalidInputError as error:
-                raise ValueError(str(error)) from error
+            _check_alias(self.name)
         return self
+
+
+def _check_alias(alias: str) -> None:
+    try:
+        check_alias(alias)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
 
 
 class CostTableRequest(Schema):
@@ -214,6 +306,7 @@ class FrontsRequest(Schema):
 
 REQUESTS: dict[JobKind, type[Schema]] = {
     JobKind.SEARCH: SearchRequest,
+    JobKind.TRAIN: TrainRequest,
     JobKind.PREVIEW: PreviewRequest,
     JobKind.PROFILE: ProfileRequest,
     JobKind.MEASURE: MeasureRequest,

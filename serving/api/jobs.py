@@ -26,7 +26,7 @@ from zoo.catalogue import ANY_DEVICE, check_names
 from zoo.client import ON_DEVICE
 from zoo.errors import ForbiddenError
 from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
-from zoo.schemas import AssembleRequest, parse_request
+from zoo.schemas import AssembleRequest, TrainRequest, parse_request
 from zoo.store.protocols import JobQuery, Origin
 
 IdempotencyKey = Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,200}$")]
@@ -196,8 +196,9 @@ def _submit(
         wanted = getattr(request, "device", ANY_DEVICE)
         device = None if wanted == ANY_DEVICE else wanted
     check_names(api.store.devices.workers(), request, device=device, trusted=caller.admin)
-    if isinstance(request, AssembleRequest) and request.name is not None:
-        _check_alias(api, caller, request.name)
+    alias = {AssembleRequest: "name", TrainRequest: "alias"}.get(type(request))
+    if alias is not None and getattr(request, alias) is not None:
+        _check_alias(api, caller, getattr(request, alias))
     job = api.store.jobs.submit(
         kind,
         request.model_dump(mode="json"),
@@ -217,7 +218,7 @@ def _announce(api: Context, job: Job) -> None:
 
 
 def _check_alias(api: Context, caller: Principal, alias: str) -> None:
-    """Refuse an assembly now whose worker could not give its chain the alias in the end.
+    """Refuse a job now whose worker could not give its chain the alias in the end.
 
     Raises:
         ForbiddenError: The alias is another owner's.

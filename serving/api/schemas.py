@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from zoo.jobs import Arm, CandidateState, JobKind, JobRequest, JobState
-from zoo.store.protocols import SCOPES
+from zoo.store.protocols import SCOPES, Relation
 
 BIG = 2**62
 
@@ -86,7 +86,7 @@ class PutProfile(Body):
 class EdgeBody(Body):
     child: Id
     parent: Id
-    relation: Literal["searched-by", "block-of", "assembled-from", "trained-from", "exported-from"]
+    relation: Relation
 
 
 class PutEdges(Body):

@@ -432,6 +432,16 @@ class TestRecords:
         assert jobs.candidates(job.id, arm=Arm.SEARCH) == (done, candidate(job.id, 1))
         assert len(jobs.candidates(job.id)) == 3
 
+    def test_an_architecture_that_a_job_met_is_found_by_its_whole_id(self, make_store: Any) -> None:
+        jobs = make_store().jobs
+        submit(jobs)
+        job = jobs.claim("w", lease_s=60)
+        met = candidate(job.id)
+        jobs.put_candidate(met, job.token)
+        assert jobs.architecture(met.architecture_id) == met.architecture
+        with pytest.raises(NotFoundError, match="no job has met"):
+            jobs.architecture(met.architecture_id[:12])
+
     def test_an_architecture_under_a_wrong_id_is_refused(self, make_store: Any) -> None:
         jobs = make_store().jobs
         submit(jobs)

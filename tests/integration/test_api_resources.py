@@ -211,15 +211,41 @@ def test_a_wrong_request_names_its_field(server: Running, spec: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"data": "digits"}, "chain, architecture, or space"),
+        ({"data": "digits", "chain": "a", "genotype": "b"}, "belong to a space"),
+        ({"data": "digits", "space": {"name": "darts"}}, "neither"),
+        ({"data": "digits", "architecture": "a", "from_scratch": True}, "from_scratch"),
+        ({"data": "digits", "chain": "a", "alias": "no good"}, "no good"),
+        ({"data": "digits", "chain": "a", "recipe": {"preset": "nobody"}}, "nasnet-cifar"),
+    ],
+)
+def test_a_training_is_checked_before_it_is_queued(
+    server: Running, spec: dict[str, Any], named: str
+) -> None:
+    with server.client() as client:
+        answer = client.post("/v1/jobs", json={"kind": "train", "spec": spec})
+        assert answer.status_code == 400
+        assert named in answer.json()["error"]["message"]
+        right = {"data": "digits", "chain": "a", "recipe": {"preset": "pc-darts-cifar"}}
+        queued = client.post("/v1/jobs", json={"kind": "train", "spec": right})
+    assert queued.status_code == 202
+    assert queued.json()["spec"]["recipe"]["cutout"] == 16
+
+
+@pytest.mark.parametrize(
     "path", ["/etc", "../secrets", "a/../../b", "a\\..\\b", "%2e%2e/b", "~root", "a//b", "", "."]
 )
 def test_a_key_reaches_no_data_outside_the_workers_folder(store: Store, path: str) -> None:
     with running(store, anonymous=False) as server, server.client(server.key("submit")) as client:
         for kind in ("folder", "npz"):
-            body = {"kind": "search", "spec": SEARCH | {"data": f"{kind}:{path}"}}
-            answer = client.post("/v1/jobs", json=body)
-            assert answer.status_code == 400
-            assert "data folder" in answer.json()["error"]["message"]
+            data = f"{kind}:{path}"
+            for job, spec in (("search", SEARCH), ("train", {"chain": "a"})):
+                body = {"kind": job, "spec": spec | {"data": data}}
+                answer = client.post("/v1/jobs", json=body)
+                assert answer.status_code == 400
+                assert "data folder" in answer.json()["error"]["message"]
         body = {"kind": "search", "spec": SEARCH | {"data": "folder:flowers/small"}}
         assert client.post("/v1/jobs", json=body).status_code == 202
 

@@ -6,16 +6,20 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from nas import checkpoint
 from nas.data import DataSet, load_dataset
+from nas.evaluation import fresh_network
+from nas.spaces.darts import DartsSpace, Genotype
 from nas.training import FixedRecipe, accuracy, describe_recipe, learning_rate, train
-from zoo.errors import TrainerError
-from zoo.schemas import Recipe
+from zoo.errors import InvalidInputError, TrainerError
+from zoo.families.drop_path import DropPath
 
 CPU = torch.device("cpu")
 
@@ -140,6 +144,146 @@ def test_accuracy_counts_every_image_once(data: DataSet) -> None:
     assert accuracy(Constant(), data, data.test) == pytest.approx(expected)
 
 
-def test_recipes_with_equal_fields_are_described_alike() -> None:
-    assert describe_recipe(Recipe(epochs=3)) == describe_recipe(FixedRecipe(epochs=3))
-    assert describe_recipe(Recipe(epochs=3)).keys() == Recipe.model_fields.keys()
+# Every element at once, and going on after an epoch.
+
+SPACE = DartsSpace(cells=2, channels=4, nodes=1, ops=("sep_conv_3x3", "skip_connect"))
+FULL = FixedRecipe(
+    epochs=4,
+    batch_size=16,
+    lr=0.1,
+    schedule="cosine-epoch",
+    warmup_epochs=1,
+    label_smoothing=0.1,
+    no_decay=("norms", "biases"),
+    cutout=4,
+    drop_path=0.5,
+    drop_path_schedule="scheduled",
+    dropout=0.2,
+    auxiliary=0.4,
+    ema=0.9,
+)
+
+
+def cells(data: DataSet) -> nn.Module:
+    architecture = SPACE.encode(
+        Genotype.parse(
+            "normal: sep_conv_3x3(0) + skip_connect(1); reduce: sep_conv_3x3(0) + skip_connect(1)"
+        )
+    )
+    return fresh_network(SPACE, architecture, data, seed=0)
+
+
+def states(data: DataSet, recipe: FixedRecipe) -> tuple[nn.Module, list[bytes], float]:
+    """Train to the end and return the network, what was kept after each epoch, the loss."""
+    kept: list[bytes] = []
+    module = cells(data)
+    result = train(
+        module,
+        data,
+        recipe,
+        device=CPU,
+        seed=3,
+        keep=lambda training: kept.append(checkpoint.pack(training.state_dict())),
+    )
+    return module, kept, result.metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [FULL, replace(FULL, ema=0.0, precision="bfloat16"), FixedRecipe(epochs=3, batch_size=16)],
+    ids=["everything", "half precision", "defaults"],
+)
+def test_a_training_goes_on_after_any_epoch_bit_for_bit(data: DataSet, recipe: FixedRecipe) -> None:
+    module, kept, loss = states(data, recipe)
+    assert len(kept) == recipe.epochs
+    wanted = module.state_dict()
+    assert not any("drop" in name or "aux" in name for name in wanted)
+    for state in kept:
+        torch.rand(7)
+        again = cells(data)
+        result = train(again, data, recipe, device=CPU, seed=3, resume=checkpoint.unpack(state))
+        assert result.metrics["loss"] == loss
+        assert result.cost_s > 0
+        assert all(torch.equal(wanted[key], value) for key, value in again.state_dict().items())
+
+
+def test_a_state_of_another_training_is_refused(data: DataSet) -> None:
+    state = checkpoint.unpack(states(data, replace(FULL, epochs=1))[1][0])
+    with pytest.raises(InvalidInputError, match="another recipe and seed; start anew"):
+        train(cells(data), data, replace(FULL, epochs=2), device=CPU, seed=4, resume=state)
+    with pytest.raises(InvalidInputError, match="another network"):
+        train(
+            network(),
+            data,
+            FixedRecipe(epochs=1),
+            device=CPU,
+            seed=3,
+            resume=state | {"recipe": describe_recipe(FixedRecipe(epochs=1))},
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cutout": 4},
+        {"auto_augment": True},
+        {"drop_path": 0.5},
+        {"dropout": 0.5},
+        {"auxiliary": 0.4},
+        {"ema": 0.9},
+        {"precision": "bfloat16"},
+        {"nesterov": False},
+        {"no_decay": ("norms",)},
+        {"clip_norm": None},
+        {"clip_norm": 0.01},
+        {"schedule": "linear"},
+    ],
+    ids=str,
+)
+def test_every_element_changes_what_is_learned(data: DataSet, changes: dict[str, Any]) -> None:
+    plain = FixedRecipe(epochs=2, batch_size=32, lr=0.1, weight_decay=0.01, clip_norm=0.1)
+    first, second = cells(data), cells(data)
+    train(first, data, plain, device=CPU, seed=0)
+    train(second, data, replace(plain, **changes), device=CPU, seed=0)
+    assert first.state_dict().keys() == second.state_dict().keys()
+    assert any(
+        not torch.equal(value, second.state_dict()[key])
+        for key, value in first.state_dict().items()
+    )
+    assert all(part.rate == 0 for part in second.modules() if isinstance(part, DropPath))
+    assert not second[-2]._forward_hooks  # type: ignore[index,union-attr]
+
+
+def test_the_averaged_weights_are_the_ones_that_are_scored(data: DataSet) -> None:
+    module, kept, _ = states(data, FULL)
+    average = checkpoint.unpack(kept[-1])["average"]["average"]
+    live = checkpoint.unpack(kept[-1])["weights"]
+    name = "0.layers.0.weight"
+    assert torch.equal(module.state_dict()[name], average[name])
+    assert not torch.equal(live[f"0.{name}"], average[name])
+
+
+def test_drop_rates_rise_as_the_training_goes_on(data: DataSet) -> None:
+    rates: list[float] = []
+    module = cells(data)
+    paths = [part for part in module.modules() if isinstance(part, DropPath)]
+    paths[0].depth = 0.5
+
+    def seen(_: object) -> None:
+        rates.extend(part.rate for part in paths)
+
+    recipe = FixedRecipe(epochs=4, batch_size=16, drop_path=0.4, drop_path_schedule="scheduled")
+    train(module, data, recipe, device=CPU, seed=0, keep=seen)
+    steps = len(data.train) // 16
+    shares = [((epoch + 1) * steps - 1) / (4 * steps) for epoch in range(4)]
+    assert rates[::2] == pytest.approx([0.2 * share for share in shares])
+    assert rates[1::2] == pytest.approx([0.4 * share for share in shares])
+    rates.clear()
+    linear = replace(recipe, drop_path_schedule="linear")
+    train(module, data, linear, device=CPU, seed=0, keep=seen)
+    assert rates[::2] == rates[1::2] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_an_unknown_precision_is_an_error(data: DataSet) -> None:
+    with pytest.raises(InvalidInputError, match="float16"):
+        train(network(), data, replace(RECIPE, precision="float16"), device=CPU, seed=0)

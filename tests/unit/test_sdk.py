@@ -173,6 +173,10 @@ def test_a_request_is_stored_complete(zoo: Zoo) -> None:
     assert job.name == "mine"
     assert job.spec["method"] == {"name": "random", "params": {}}
     assert job.spec["seed"] == 0
+    training = zoo.train(chain="mine", data="digits", recipe={"preset": "darts-cifar"})
+    assert training.kind is JobKind.TRAIN
+    assert training.spec["recipe"]["epochs"] == 600  # type: ignore[index,call-overload]
+    assert "preset" not in training.spec["recipe"]  # type: ignore[operator]
     preview = zoo.preview(**SEARCH, samples=8)
     assert preview.kind is JobKind.PREVIEW
     assert preview.spec["samples"] == 8

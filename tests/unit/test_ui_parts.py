@@ -10,6 +10,7 @@ import pytest
 from ui.connection import Connection
 from ui.parts import chain_graph
 from ui.views.candidate import curve_of
+from ui.views.job import curves_of
 from ui.views.system import busy_shares
 from zoo.errors import InvalidInputError
 from zoo.jobs import Job, JobKind, JobState
@@ -46,6 +47,20 @@ def test_the_curve_of_a_candidate_is_the_newest_of_its_arm() -> None:
     ]
     assert curve_of(events, "search", 0) == {"epoch": [1, 2], "loss": [2.0, 1.0]}
     assert curve_of(events, "search", 1) is None
+
+
+def test_the_curves_of_a_training_are_what_it_said_so_far_and_in_the_end_every_epoch() -> None:
+    running = [
+        event(1, kind="metrics", phase="train", step=1, metrics={"loss": 2.0}),
+        event(2, kind="metrics", phase="train", step=9, metrics={"loss": 1.0}),
+    ]
+    points = [{"step": 1, "loss": 2.0}, {"step": 9, "loss": 1.0}]
+    assert curves_of(running, "train") == {"loss": points}
+    assert curves_of(running, "search") == {
+        "loss, train": [{"step": it["step"], "loss, train": it["loss"]} for it in points]
+    }
+    ended = [*running, event(3, kind="curve", arm="winner", number=0, epoch=[1, 2], loss=[2.0, 1])]
+    assert curves_of(ended, "train") == {"loss": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1}]}
 
 
 def test_a_worker_is_busy_while_it_runs_any_job_of_the_last_hour() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ui.commands.search import origin_name, show_preview, show_search
+from ui.commands.train import show_training
 from ui.following import follow, hint, progress_text, reporter
 from ui.formats import age, duration, short
 from ui.references import find_job
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.jobs import Job
     from zoo.store.protocols import Event
 
-KINDS = ["search", "preview", "profile", "measure", "assemble", "cost-table", "fronts"]
+KINDS = ["search", "train", "preview", "profile", "measure", "assemble", "cost-table", "fronts"]
 STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 POLL_S = 1.0
 
@@ -173,6 +174,8 @@ def _ended(terminal: Terminal, zoo: Zoo, found: Job) -> None:
         return
     if found.kind == "search":
         show_search(terminal, zoo, found)
+    elif found.kind == "train":
+        show_training(terminal, found)
     elif found.kind == "preview":
         show_preview(terminal, found)
     else:

@@ -159,7 +159,8 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
         ("final_recipe", options["final"], 12),
     ):
         if pairs:
-            spec[name] = {"epochs": default, **_part(spec, name), **settings(pairs)}
+            part = {**_part(spec, name), **settings(pairs)}
+            spec[name] = part if "preset" in part else {"epochs": default, **part}
     missing = [f"--{name}" for name in ("method", "space", "data") if not spec.get(name)]
     if missing:
         raise InvalidInputError(f"a search needs {', '.join(missing)}, or --spec with a file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from zoo.canonical import plain
 
 if TYPE_CHECKING:
     from zoo.jobs import Job
+    from zoo.store.protocols import Event
 
 METRICS = ("latency_ms", "accuracy", "flops", "num_params", "size_bytes", "peak_bytes")
 VIEWS = ("Front", "Candidates", "Progress", "Log", "Request")
@@ -40,7 +41,7 @@ def draw(site: Site) -> None:
     live = not job.state.final
     st.fragment(guarded(_header), run_every=2 if live else None)(site, job_id)
     _winners(site, job)
-    views = VIEWS if job.kind == "search" else VIEWS[3:]
+    views = VIEWS[{"search": 0, "train": 2}.get(job.kind, 3) :]
     view = st.segmented_control(
         "View",
         views,
@@ -343,37 +344,51 @@ def _progress(site: Site, job_id: str) -> None:
     objectives: Any = plain(job.spec.get("objectives") or ["accuracy", "latency_ms"])
     x = next((name for name in objectives if name != "accuracy"), "latency_ms")
     y = "accuracy" if "accuracy" in objectives else objectives[0]
-    if any(x in row["metrics"] and y in row["metrics"] for row in rows):
+    searched = [row for row in rows if job.kind == "search"]
+    if any(x in row["metrics"] and y in row["metrics"] for row in searched):
         st.subheader("Hypervolume", anchor=False)
-        st.plotly_chart(progress_figure(rows, x=x, y=y), key="hypervolume")
+        st.plotly_chart(progress_figure(searched, x=x, y=y), key="hypervolume")
         st.caption(
             f"Share of the box between the best and the worst {label(x)} and {label(y)} "
             "that the front dominates, after each candidate."
         )
-    curves = _curves(site, job_id)
+    curves = curves_of(site.zoo.events(job_id), job.kind)
     if curves:
-        st.subheader("Reported by the method", anchor=False)
+        told = "Reported by the method" if job.kind == "search" else "Training"
+        st.subheader(told, anchor=False)
         shown = st.pills(
             "Curves", list(curves), default=list(curves)[:1], selection_mode="multi", key="curves"
         )
         for name in shown:
             st.line_chart(curves[name], x="step", y=name, height=240)
-    elif not rows:
+    elif not searched:
         st.info("Nothing was reported yet.", icon=":material/hourglass_empty:")
 
 
-def _curves(site: Site, job_id: str) -> dict[str, list[dict[str, float]]]:
-    """Collect the numbers that the method reported as curves over its steps."""
+def curves_of(events: Iterable[Event], kind: str) -> dict[str, list[dict[str, float]]]:
+    """Collect the numbers that a job reported as curves over steps, or a training's epochs."""
     curves: dict[str, list[dict[str, float]]] = {}
-    for event in site.zoo.events(job_id):
+    for event in events:
         data: dict[str, Any] = dict(event.data)
         step, phase, numbers = data.get("step"), data.get("phase"), data.get("metrics")
+        if kind == "train" and data.get("kind") == "curve":
+            return _whole_curves(data)
         if not isinstance(numbers, dict) or not isinstance(step, int | float):
             continue
         for metric_name, number in numbers.items():
-            name = metric_name if phase in (None, "search") else f"{metric_name}, {phase}"
+            name = metric_name if phase in (None, kind) else f"{metric_name}, {phase}"
             curves.setdefault(name, []).append({"step": step, name: number})
     return {name: points for name, points in curves.items() if len(points) > 1}
+
+
+def _whole_curves(data: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Return the curves of a training that is over, which has every epoch."""
+    values = {name: them for name, them in data.items() if isinstance(them, list)}
+    epochs = values.pop("epoch", [])
+    return {
+        name: [{"step": at, name: it} for at, it in zip(epochs, them, strict=True)]
+        for name, them in values.items()
+    }
 
 
 def _log(site: Site, job_id: str) -> None:
@@ -408,16 +423,17 @@ def _request(site: Site, job_id: str) -> None:
 
 
 def _winners(site: Site, job: Job) -> None:
-    """Draw where the models of a search that succeeded are."""
+    """Draw where the models of a search or training that succeeded are."""
     result: Any = plain(job.result or {})
-    for item in result.get("winners") or ():
+    trained = [result] if job.kind == "train" and result.get("chain") else []
+    for item in result.get("winners") or trained:
         numbers = " · ".join(
             f"{title(name)} {metric(name, value)}" for name, value in item["metrics"].items()
         )
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             site.link(
                 "chains",
-                f"Winner: chain {short(item['chain'])}",
+                f"{'Model' if trained else 'Winner'}: chain {short(item['chain'])}",
                 icon=":material/star:",
                 chain=item["chain"],
             )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PAGE = 20
 ORIGINS = 20
 WIDTHS = (2.2, 1.0, 1.5, 3.0, 0.9, 1.2, 1.1, 1.3)
-KINDS = ("search", "assemble", "preview", "profile", "measure", "cost-table", "fronts")
+KINDS = ("search", "train", "assemble", "preview", "profile", "measure", "cost-table", "fronts")
 
 
 def draw(site: Site) -> None:
@@ -35,7 +35,7 @@ def draw(site: Site) -> None:
         kinds = st.pills(
             "Kind",
             KINDS,
-            default=("search", "assemble"),
+            default=("search", "train", "assemble"),
             selection_mode="multi",
             key="kind",
             bind="query-params",

@@ -24,6 +24,7 @@ from zoo.builders import register
 from zoo.canonical import Json
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
 from zoo.families.darts_operations import ALL_OPERATIONS, operation, preprocess
+from zoo.families.drop_path import DropPath
 from zoo.spec import BlockSpec, TensorSpec
 
 Edge: TypeAlias = tuple[str, int]
@@ -77,7 +78,8 @@ class Cell(nn.Module):
     """A derived cell: every node adds its edges, the result is all nodes side by side.
 
     In a reduction cell the edges from the cell's two inputs halve the size. With
-    ``last`` only the new state is returned, otherwise ``(s1, new state)``.
+    ``last`` only the new state is returned, otherwise ``(s1, new state)``. In training the
+    path of every edge may be dropped, but for skip connections that change nothing.
     """
 
     def __init__(
@@ -99,15 +101,21 @@ class Cell(nn.Module):
             for name, state in edges
         )
         self.sources = tuple(tuple(state for _, state in edges) for edges in nodes)
+        self.drop_path = DropPath()
         self.last = last
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edges = iter(self.edges)
         for sources in self.sources:
-            states.append(reduce(add, [next(edges)(states[source]) for source in sources]))
+            results = [self._follow(next(edges), states[source]) for source in sources]
+            states.append(reduce(add, results))
         out = torch.cat(states[2:], dim=1)
         return out if self.last else (s1, out)
+
+    def _follow(self, edge: nn.Module, state: Tensor) -> Tensor:
+        result = edge(state)
+        return result if isinstance(edge, nn.Identity) else self.drop_path(result)
 
 
 class Head(nn.Sequential):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zoo.builders import BlockCost, register
 from zoo.errors import IncompatibleShapeError, InvalidInputError
 from zoo.families import costs
+from zoo.families.drop_path import DropPath
 from zoo.spec import BlockSpec, TensorSpec
 
 KERNELS = (3, 5, 7)
@@ -66,7 +67,7 @@ class MBConv(nn.Sequential):
 
 
 class MBConvBlock(nn.Module):
-    """An inverted bottleneck, with ``skip`` added to its input."""
+    """An inverted bottleneck, with ``skip`` added to its input unless its path is dropped."""
 
     def __init__(
         self,
@@ -81,9 +82,10 @@ class MBConvBlock(nn.Module):
         super().__init__()
         self.layers = MBConv(in_chans, out_chans, expand=expand, kernel=kernel, stride=stride)
         self.skip = skip
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.skip else self.layers(x)
+        return x + self.drop_path(self.layers(x)) if self.skip else self.layers(x)
 
 
 class Classifier(nn.Sequential):

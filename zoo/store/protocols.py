@@ -26,6 +26,7 @@ from zoo.store.values import (
     JobQuery,
     Origin,
     Page,
+    Relation,
     WorkerInfo,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "KeyStore",
     "Origin",
     "Page",
+    "Relation",
     "Store",
     "WorkerInfo",
 ]
@@ -286,6 +288,13 @@ class JobStore(Protocol):
         """
 
     def candidates(self, job_id: str, *, arm: Arm | None = None) -> tuple[Candidate, ...]: ...
+
+    def architecture(self, architecture_id: str) -> Mapping[str, Json]:
+        """Return the architecture with this id that some job has met.
+
+        Raises:
+            NotFoundError: No candidate ever had it.
+        """
 
     def savings(
         self, job_id: str | None = None, *, owner: str | None = None

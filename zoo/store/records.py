@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from zoo.canonical import Json, content_id
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, NotFoundError
 from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.store.database import Database
 from zoo.store.files import FileStore
@@ -167,6 +167,16 @@ class JobRecords:
             return tuple(
                 _candidate_of(row, architecture) for row, architecture in session.execute(statement)
             )
+
+    def architecture(self, architecture_id: str) -> Mapping[str, Json]:
+        with self._database.read() as session:
+            row = session.get(ArchitectureRow, architecture_id)
+            if row is None:
+                raise NotFoundError(
+                    f"no job has met an architecture {architecture_id!r:.100}; give its whole id, "
+                    "or its space and genotype"
+                )
+            return dict(row.document)
 
     def savings(
         self, job_id: str | None = None, *, owner: str | None = None

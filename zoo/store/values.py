@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
 
 from zoo.canonical import Json, plain
 from zoo.jobs import JobKind, JobState
@@ -91,13 +91,18 @@ class Event:
         return cls(**(dict(data) | {"at": datetime.fromisoformat(data["at"])}))
 
 
+Relation: TypeAlias = Literal[
+    "searched-by", "trained-by", "block-of", "assembled-from", "trained-from", "exported-from"
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Edge:
     """One step of lineage: ``child`` was made from ``parent``."""
 
     child: str
     parent: str
-    relation: Literal["searched-by", "block-of", "assembled-from", "trained-from", "exported-from"]
+    relation: Relation
 
     def to_json(self) -> dict[str, Json]:
         return {"child": self.child, "parent": self.parent, "relation": self.relation}

@@ -1,0 +1,145 @@
+"""``blockyard train``: train one network to the end and put it into the zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ui.following import follow, hint
+from ui.formats import label, metric, short
+from ui.references import find_job
+from ui.terminal import Command, Terminal, pass_terminal
+
+if TYPE_CHECKING:
+    from zoo.client import Zoo
+    from zoo.jobs import Job
+
+EPOCHS = 12
+"""Of a training whose recipe names no number of epochs."""
+
+
+@click.command(cls=Command)
+@click.option("--chain", help="Chain of the zoo, by id, prefix or alias: trained on from there.")
+@click.option("--from-scratch", is_flag=True, default=None, help="Fresh weights for the chain.")
+@click.option("--candidate", metavar="JOB:NUMBER", help="Candidate of a search.")
+@click.option("--architecture", metavar="ID", help="Architecture that a job has met.")
+@click.option("--space", help="Search space; see: blockyard space list.")
+@click.option("-s", "space_params", multiple=True, metavar="NAME=VALUE", help="Its settings.")
+@click.option("--genotype", help="Architecture in the space, as the space writes it.")
+@click.option("--choices", metavar="N,N,…", help="Architecture in the space, as numbers.")
+@click.option("--data", help="Data set; see: blockyard data list.")
+@click.option("--recipe", "preset", metavar="NAME", help="Published recipe; -r overrules it.")
+@click.option("-r", "recipe", multiple=True, metavar="NAME=VALUE", help="Setting of the recipe.")
+@click.option("--epochs", type=int, help="Short for -r epochs=N.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--device", help="Device to measure on: auto, cpu, cuda:0, a name.")
+@click.option("--batch", type=int, help="Batch size at which latency is measured.")
+@click.option("--runtime", type=click.Choice(["torch", "onnx"]), help="Runtime of the latency.")
+@click.option("--alias", help="Name to give the chain.")
+@click.option("--max-train-s", type=float, help="Time limit of the training, in seconds.")
+@click.option("--max-memory-bytes", type=int, help="Memory limit of the trainer, in bytes.")
+@click.option(
+    "--spec", type=click.Path(path_type=Path), help="Request in JSON or YAML; options win."
+)
+@click.option("--name", default="", help="Name of the job.")
+@click.option("--idempotency-key", help="Submitting again with it returns the same job.")
+@click.option("--detach", "-d", is_flag=True, help="Submit and return at once.")
+@pass_terminal
+def train(terminal: Terminal, /, *, detach: bool, **options: Any) -> None:
+    """Train a chain or an architecture to the end and put it into the zoo.
+
+    \b
+    blockyard train --chain mine --data digits --epochs 20
+    blockyard train --candidate last:7 --data cifar10 --recipe pc-darts-cifar
+    """
+    from zoo.jobs import JobKind
+    from zoo.schemas import parse_request
+
+    with terminal.zoo() as zoo:
+        checked = parse_request(JobKind.TRAIN, request(zoo, options)).model_dump(mode="json")
+        job = zoo.submit(
+            JobKind.TRAIN,
+            checked,
+            name=options["name"],
+            idempotency_key=options["idempotency_key"],
+        )
+        if detach:
+            terminal.facts({job.id: ""}, value=job.to_json())
+            terminal.say(f"watch it with: {hint('job watch', job.id, terminal)}")
+            return
+        terminal.say(f"job {job.id}")
+        show_training(terminal, follow(terminal, zoo, job))
+
+
+def request(zoo: Zoo, options: dict[str, Any]) -> dict[str, Any]:
+    """Put a request together from a spec file and options; options win.
+
+    Raises:
+        InvalidInputError: A setting, number or candidate cannot be read.
+    """
+    from ui.request_text import read_spec, settings
+    from zoo.client import named
+
+    spec = named(read_spec(options["spec"])) if options["spec"] else {}
+    if any(options[name] for name in ("chain", "candidate", "architecture", "space")):
+        for name in ("chain", "architecture", "space", "genotype", "choices"):
+            spec.pop(name, None)
+    plain = ("chain", "from_scratch", "architecture", "genotype", "data", "seed", "device")
+    for name in (*plain, "batch", "runtime", "alias", "max_train_s", "max_memory_bytes"):
+        if options[name] is not None:
+            spec[name] = options[name]
+    if options["space"]:
+        spec["space"] = {"name": options["space"], "params": settings(options["space_params"])}
+    if options["choices"]:
+        spec["choices"] = _numbers(options["choices"])
+    if options["candidate"]:
+        spec["architecture"] = _candidate(zoo, options["candidate"])
+    pairs = settings(options["recipe"])
+    pairs |= {"preset": options["preset"]} if options["preset"] else {}
+    pairs |= {"epochs": options["epochs"]} if options["epochs"] is not None else {}
+    if pairs:
+        start = {} if "preset" in pairs else {"epochs": EPOCHS, **(spec.get("recipe") or {})}
+        spec["recipe"] = start | pairs
+    return spec
+
+
+def _numbers(text: str) -> list[int]:
+    from zoo.errors import InvalidInputError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(f"choices {text!r}; write whole numbers as 0,2,1") from error
+
+
+def _candidate(zoo: Zoo, text: str) -> dict[str, Any]:
+    """Return the architecture of ``JOB:NUMBER``, a candidate of a search."""
+    from zoo.errors import InvalidInputError, NotFoundError
+    from zoo.jobs import Arm
+
+    reference, colon, number = text.rpartition(":")
+    if not colon or not number.isdecimal():
+        raise InvalidInputError(f"candidate {text!r}; write it as JOB:NUMBER, such as last:7")
+    job = find_job(zoo, reference)
+    for item in zoo.candidates(job.id, arm=Arm.SEARCH):
+        if item.number == int(number):
+            return dict(item.architecture)
+    raise NotFoundError(f"{job.id} has no candidate {number}; see: blockyard job show")
+
+
+def show_training(terminal: Terminal, job: Job) -> None:
+    """Print the chain that a training put into the zoo, and what it scores."""
+    result: dict[str, Any] = dict(job.result or {})
+    if terminal.quiet:
+        click.echo(result["chain"])
+        return
+    facts = {"chain": result["chain"]}
+    if result.get("summary"):
+        facts["genotype"] = str(result["summary"])
+    facts |= {label(name): metric(name, value) for name, value in result["metrics"].items()}
+    terminal.facts(facts, value=job.to_json())
+    if not terminal.json:
+        rest = f"{short(result['chain'])} --output model.onnx"
+        terminal.say(f"next: {hint('chain export', rest, terminal)}")
