@@ -107,9 +107,6 @@ TASKS: dict[str, Task] = {
     "darts": _one_cell("darts"),
     "pc-darts": _one_cell("pc-darts", channels=8, k=2, epochs=3, lr=0.2, lr_min=0.02),
     "sharp-darts": _one_cell("sharp-darts", ops="sharp-darts", **_PLAIN),
-    "sharp-darts, Max-W": _one_cell(
-        "sharp-darts", ops="sharp-darts", weighting="max_w", **_PLAIN
-    ),
     "proxyless": Task(
         method="proxyless",
         space="mbconv",

@@ -7,6 +7,7 @@ from datetime import datetime
 LABELS = {
     "accuracy": "accuracy",
     "latency_ms": "latency (ms)",
+    "latency_predicted": "latency from a table",
     "flops": "FLOPs",
     "num_params": "parameters",
     "peak_bytes": "peak memory (bytes)",

@@ -2,7 +2,8 @@
 
 A candidate's scores are kept under two keys. Training is keyed by what the network
 computes (its functional signature) and everything that determines its scores; latency by
-the same signature, the device, the runtime and the batch size. So a search for another
+the same signature, the device, the runtime and the batch size, or by the digest of the table
+that prices it (``workers.latency``). So a search for another
 device reuses all training, and a measurement is never repeated. Scores that an evaluator
 looks up are kept by architecture, and nothing is measured beside them.
 
@@ -112,6 +113,11 @@ class Scorer:
             "terms": head["describe"],
         }
         self._looks_up = bool(head["looks_up"])
+        if self._looks_up and request.latency.kind != "measured":
+            raise InvalidInputError(
+                f"evaluator {request.evaluator.name!r} looks latency up with all other scores; "
+                "search without a latency table"
+            )
         self._cache = Cache(context, scope=scope_of(context.job, reuse=request.reuse))
         self.latencies = latencies_of(
             context,

@@ -22,6 +22,7 @@ from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
 from workers.facts import Facts, load_facts
 from workers.fitting import kept_training, training_of
+from workers.latency import TabledLatencies
 from workers.ledger import Ledger
 from workers.publish import Publisher
 from workers.remote_method import RemoteMethod
@@ -74,6 +75,9 @@ class _State:
 
 def run(context: JobContext) -> Mapping[str, Json]:
     """Run a search to its end and return its result (see ``Job.result``).
+
+    Beside ``front``, ``winners`` and ``savings`` it has ``latency`` where candidates were
+    priced from a table: which one, and of what device.
 
     Raises:
         JobStoppedError: It was told to stop; the next run goes on from the checkpoint.
@@ -131,6 +135,13 @@ class _Search:
         """Drive the method to its end and return what it found, best first."""
         if self._state.best is not None:
             return [Architecture.from_json(item) for item in self._state.best]
+        source = self._scorers[Arm.SEARCH].latencies
+        if isinstance(source, TabledLatencies) and not source.of_target:
+            self._session.log(
+                f"candidates are priced for {source.table.device.get('name')} from a table, but "
+                "winners are measured on this search's own device",
+                level="warning",
+            )
         method = self._method(Arm.SEARCH, self._request.method.name, self._request.method.params)
         try:
             best = self._drive(method, Arm.SEARCH)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nas.cost.table import LatencyTable
 from nas.plugins import make_space
 from nas.tabular import open_table
 from tests import tables, toys
@@ -71,6 +72,17 @@ def test_a_replayed_search_scores_every_candidate_as_the_table_does(
         row = table.rows[tuple(choices)]  # type: ignore[arg-type]
         assert item.metrics == {name: values[row] for name, values in table.metrics.items()}
         assert item.signature == f"architecture-{item.architecture_id}"
+
+
+def test_scores_that_are_looked_up_are_priced_by_no_latency_table(
+    store: Store, worker: EmbeddedWorker
+) -> None:
+    table = LatencyTable(device={}, runtime="torch", precision="float32", batch=1, entries={})
+    failed = toys.finished(
+        store, submit(store, latency={"kind": "table", "table": table.to_json()}).id
+    )
+    assert failed.state is JobState.FAILED
+    assert "'tabular' looks latency up" in (failed.reason or "")
 
 
 def test_a_look_up_is_shared_with_look_ups_of_the_same_table_only(
