@@ -267,7 +267,8 @@ class Scorer:
         else:
             found = self._sample(candidate, architecture, known, number)
             trained = _share(found, paid=found.by(candidate.job) and number >= max(totals))
-        shares, measured = [trained], {}
+        shares = [trained]
+        measured: Mapping[str, float] = {}
         if "latency_ms" not in trained.evaluation.metrics and not self._looks_up:
             signature, unique = str(candidate.signature), self._unique(candidate)
             timed = self._timed(architecture, known, signature, unique=unique)

@@ -157,6 +157,7 @@ def test_two_users_evaluate_every_key_once_while_workers_are_killed(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 def test_two_users_evaluate_every_key_once_under_fifty_kills(
     database: str, redis_url: str, tmp_path: Path
 ) -> None:
