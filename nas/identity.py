@@ -385,7 +385,7 @@ def _weights(content: str, mark: bytes, shape: tuple[int, ...]) -> Tensor:
 
 def _input(spec: TensorSpec, position: int, limit: int, seed: int, batch: int) -> Tensor:
     shape = (BATCH, *(size or 8 for size in spec.shape))
-    labels = ("images", batch, *([position] if position else []))
+    labels: list[str | int] = ["images", batch, *([position] if position else [])]
     if spec.dtype.startswith(("float", "bfloat")):
         return _uniform(shape, derive_seed(seed, *labels)).clone()
     return drawn(shape, spec.dtype, derive_seed(seed, *labels), limit)

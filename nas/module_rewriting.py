@@ -68,7 +68,7 @@ def _probe(inputs: TensorSpec) -> Tensor:
 def _live(module: nn.Module, probe: Tensor) -> list[str]:
     """Return the leaves of which the output is a function."""
     leaves = _leaves(module)
-    weights = [module.get_submodule(name).weight for name in leaves]
+    weights = [module.get_parameter(f"{name}.weight") for name in leaves]
     loss = module(probe).square().sum()
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     peaks = [0.0 if item is None else float(item.abs().max()) for item in gradients]
@@ -166,7 +166,7 @@ def _commute(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> bo
         return False
     node = rng.choice(sums)
     node.target = torch.add
-    node.args = node.args[::-1]
+    node.args = _terms(node)[::-1]
     _recompile(module)
     return True
 
@@ -174,12 +174,12 @@ def _commute(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> bo
 def _associate(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> bool:
     """Turn (a + b) + c into a + (b + c)."""
     sums = _sums(module)
-    nested = [node for node in sums if node.args[0] in sums and len(node.args[0].users) == 1]
+    nested = [node for node in sums if (inner := _terms(node)[0]) in sums and len(inner.users) == 1]
     if not nested:
         return False
     node = rng.choice(nested)
-    inner, last = node.args
-    first, second = inner.args
+    inner, last = _terms(node)
+    first, second = _terms(inner)
     with node.graph.inserting_before(node):
         node.args = (first, node.graph.call_function(torch.add, (second, last)))
     node.target = torch.add
@@ -203,7 +203,7 @@ def _leave_out(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> 
     if not sums:
         return False
     node = rng.choice(sums)
-    node.replace_all_uses_with(node.args[0])
+    node.replace_all_uses_with(_terms(node)[0])
     node.graph.erase_node(node)
     _recompile(module)
     return True
@@ -233,6 +233,13 @@ def _sums(module: nn.Module) -> list[fx.Node]:
         and len(node.args) == 2
         and all(isinstance(item, fx.Node) for item in node.args)
     ]
+
+
+def _terms(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    first, second = node.args
+    assert isinstance(first, fx.Node)
+    assert isinstance(second, fx.Node)
+    return first, second
 
 
 def _recompile(module: nn.Module) -> None:

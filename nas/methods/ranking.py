@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Ranked:
     values: tuple[float, ...]
     violations: Mapping[str, float]
 
-    @property
+    @cached_property
     def feasible(self) -> bool:
         return all(violation <= 0 for violation in self.violations.values())
 
