@@ -5,8 +5,8 @@ embedding of the decision before it. Decisions with fewer options than the large
 padded and masked, so that all softmaxes are one product.
 
 Source:
-    Zoph et al. (2018), arXiv:1707.07012: one layer of 100 units, weights drawn from
-    [-0.1, 0.1].
+    Zoph et al. (2018), arXiv:1707.07012: one layer of 100 units. Weights are drawn from
+    [-0.1, 0.1], as Cubuk et al. (2019), arXiv:1805.09501, do for a like controller.
 """
 
 from __future__ import annotations
