@@ -335,10 +335,11 @@ def test_the_controller_is_updated_after_warm_up_at_the_stated_steps(data: DataS
 
 
 def test_a_search_goes_on_bit_for_bit_from_between_two_updates(data: DataSet) -> None:
-    whole = search(data)
+    space = a_space(cells=1, reductions=1, num_blocks=1)
+    whole = search(data, space)
     reports = [whole.step() for _ in range(whole.total)]
     for cut in (2, whole.steps_per_epoch + 4):
-        first, second = search(data), search(data)
+        first, second = search(data, space), search(data, space)
         for _ in range(cut):
             first.step()
         second.step()

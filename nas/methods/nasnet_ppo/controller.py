@@ -5,8 +5,8 @@ embedding of the decision before it. Decisions with fewer options than the large
 padded and masked, so that all softmaxes are one product.
 
 Source:
-    Zoph et al. (2018), arXiv:1707.07012: one layer of 100 units, weights drawn from
-    [-0.1, 0.1].
+    Zoph et al. (2018), arXiv:1707.07012: one layer of 100 units. Weights are drawn from
+    [-0.1, 0.1], as Cubuk et al. (2019), arXiv:1805.09501, do for a like controller.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Controller(nn.Module):
         generator: Source of the first weights.
     """
 
+    legal: Tensor
+
     def __init__(
         self, cardinalities: Sequence[int], *, hidden: int = 100, generator: torch.Generator
     ) -> None:
@@ -42,7 +44,6 @@ class Controller(nn.Module):
         self.bias = nn.Parameter(torch.empty(length, most))
         legal = torch.arange(most) < torch.tensor(list(cardinalities))[:, None]
         self.register_buffer("legal", legal, persistent=False)
-        self._legal = legal
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.uniform_(-INIT, INIT, generator=generator)
@@ -62,10 +63,10 @@ class Controller(nn.Module):
         start = self.start.expand(batch, 1, -1)
         hidden, _ = self.lstm(torch.cat([start, before], dim=1))
         logits = torch.einsum("bth,toh->bto", hidden, self.weight) + self.bias
-        log_probs = self._log_softmax(logits, self._legal)
+        log_probs = self._log_softmax(logits, self.legal)
         chosen = log_probs.gather(2, choices[..., None])[..., 0]
         # Options that do not exist have a probability of 0, and 0 log 0 = 0.
-        entropies = -(log_probs.exp() * log_probs.masked_fill(~self._legal, 0.0)).sum(-1)
+        entropies = -(log_probs.exp() * log_probs.masked_fill(~self.legal, 0.0)).sum(-1)
         return chosen, entropies
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class Controller(nn.Module):
     def _decide(self, count: int, generator: torch.Generator | None) -> Tensor:
         given, state = self.start.expand(count, -1), None
         found = []
-        for at, legal in enumerate(self._legal):
+        for at, legal in enumerate(self.legal):
             hidden, state = self.lstm(given[:, None], state)
             logits = F.linear(hidden[:, 0], self.weight[at], self.bias[at])
             log_probs = self._log_softmax(logits, legal)

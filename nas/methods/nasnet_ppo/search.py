@@ -25,9 +25,10 @@ Differs from the paper, on purpose:
 
 - Children share their weights, as ENAS's do, instead of being trained 20 epochs each on
   500 GPUs; so the reward is that of a batch, not of a validation set.
-- From the paper: 100 units, weights from [-0.1, 0.1], Adam at 3.5e-4, an entropy bonus of
-  1e-5, a baseline that decays by 0.95, 20 architectures an update. Not stated there and
-  chosen here: the clip of 0.2 and four passes an update (PPO's own paper), the ratio of
+- The controller has the paper's 100 units. Adam at 3.5e-4, an entropy bonus of 1e-5, a
+  baseline that decays by 0.95 and weights from [-0.1, 0.1] are what AutoAugment, Cubuk et
+  al. (2019), arXiv:1805.09501, states of its controller, trained as NASNet's was. Chosen
+  here: 20 architectures an update, the clip of 0.2 and four passes over them, the ratio of
   whole architectures rather than of decisions.
 - From ENAS: the shared weights' SGD (Nesterov 0.9, decay 1e-4, clip 5, batches of 160, 150
   epochs); chosen: one cosine instead of restarts, updates of the controller spread over the
