@@ -56,7 +56,7 @@ class ElasticDepthwise(nn.Module):
 
     def kernel(self, size: int) -> Tensor:
         """Return the kernel of one size, ``(channels, 1, size, size)``."""
-        found = self.weight
+        found: Tensor = self.weight
         for larger, smaller in pairwise(self.sizes):
             if smaller < size:
                 break

@@ -197,10 +197,11 @@ class DartsCells(CellSpace):
 class IndependentCells(CellSpace):
     """Spaces whose choices are one operation for every edge, independently."""
 
-    space: NasBench201Space | MBConvSpace
+    def __init__(self, space: SearchSpace) -> None:
+        self._described, self._cardinalities = space.describe(), space.cardinalities()
 
     def options(self) -> Tensor:
-        return full_mask(self.space.cardinalities())
+        return full_mask(self._cardinalities)
 
     def splittable(self) -> tuple[int, ...]:
         return tuple(range(self.edges))
@@ -218,7 +219,7 @@ class IndependentCells(CellSpace):
         return [[(op,) for op in row] for row in allowed(mask)]
 
     def architecture(self, choices: Sequence[int]) -> Architecture:
-        return self.space.architecture(choices)
+        return Architecture(space=self._described, choices=tuple(choices))
 
     def path(self, architecture: Architecture, mixtures: Mixtures) -> dict[str, Mixture]:
         whole = mixtures[self.kinds[0]]
@@ -236,6 +237,7 @@ class NasBench201Cells(IndependentCells):
     inputs = (1, 2, 3)
 
     def __init__(self, space: NasBench201Space) -> None:
+        super().__init__(space)
         self.space = space
 
     def supernet(self, *, inputs: TensorSpec, num_classes: int, k: int, fused: bool) -> nn.Module:
@@ -266,6 +268,7 @@ class MBConvBlocks(IndependentCells):
     kinds = (elastic.KIND,)
 
     def __init__(self, space: MBConvSpace) -> None:
+        super().__init__(space)
         self.space = space
         self.ops = max((edge.names for edge in space.edges), key=len)
         self.inputs = (1,) * len(space.edges)
