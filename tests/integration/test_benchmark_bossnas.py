@@ -3,51 +3,55 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+Run = Callable[..., list[str]]
 
 
-def benchmark(name: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, name, *arguments],
-        cwd=ROOT / "benchmarks",
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a benchmark in this process and return the lines that it prints."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def call(name: str, *arguments: str) -> list[str]:
+        monkeypatch.setattr("sys.argv", [name, *arguments, "--threads=1", "--device=cpu"])
+        capsys.readouterr()
+        code = import_module(name).main()
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out.splitlines()
+
+    return call
+
+
+def test_the_trie_runs_a_third_of_the_layers_of_the_loop_and_ranks_alike(run: Run) -> None:
+    report: dict[str, Any] = json.loads(
+        run("bossnas_ranking", "--json", "--quick", "--space=nats-bench-size")[-1]
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def last(printed: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return report
-
-
-@pytest.mark.slow
-def test_the_trie_runs_a_fifth_of_the_layers_of_the_loop_and_ranks_alike() -> None:
-    report = last(benchmark("bossnas_ranking.py", "--json", "--quick", "--space=nats-bench-size"))
     assert report["name"] == "bossnas_ranking"
     assert set(report["results"]) == {"trie_vs_naive", "layer_forwards"}
     assert report["results"]["trie_vs_naive"]["value"] > 1
     assert report["results"]["layer_forwards"]["ratio"] < 0.4
-    assert all(run["largest_difference"] < 1e-4 for run in report["details"]["runs"].values())
+    assert all(item["largest_difference"] < 1e-4 for item in report["details"]["runs"].values())
 
 
 @pytest.mark.slow
-def test_the_correlation_is_measured_in_parts(data_root: Path, tmp_path: Path) -> None:
-    options = ("--preset=tiny", "--space=nas-bench-macro", f"--state={tmp_path / 'state'}")
-    assert "run it again" in benchmark("bossnas_correlation.py", *options, "--part-s=0")
-    report = last(benchmark("bossnas_correlation.py", *options, "--json"))
+def test_the_correlation_is_measured_in_parts(run: Run, data_root: Path, tmp_path: Path) -> None:
+    options = (
+        "--preset=tiny",
+        "--space=nas-bench-macro",
+        f"--state={tmp_path / 'state'}",
+        f"--data={data_root}",
+    )
+    assert "run it again" in run("bossnas_correlation", *options, "--part-s=0")[-1]
+    report: dict[str, Any] = json.loads(run("bossnas_correlation", *options, "--json")[-1])
     assert report["details"]["networks"] == 6561
     assert set(report["results"]) == {"kendall", "spearman", "pearson", "true_rank"}
     assert all(abs(report["results"][name]["value"]) <= 1 for name in ("kendall", "pearson"))

@@ -318,7 +318,9 @@ def test_the_best_within_a_limit_may_differ_from_every_greedy_choice() -> None:
 
 
 def test_a_search_ends_with_legal_networks_in_the_order_of_their_scores(data: DataSet) -> None:
-    method = search(data)
+    method = search(data, views="byol", num_paths=2)
+    assert len({id(pair) for pair in method._pairs(0, 0, 0, 2)}) == 2
+    assert len({id(pair) for pair in search(data)._pairs(0, 0, 0, 2)}) == 1
     reports = run(method)
     assert [report.step for report in reports] == list(range(1, method.total + 1))
     losses = [report.metrics["loss"] for report in reports if "loss" in report.metrics]
