@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "cifar10", "pixels": 16, "images": 512,
         "params": {
-            "epochs": 2, "warmup_epochs": 1, "batch_size": 64, "accumulate": 1, "lr": 4.8,
+            "epochs": 2, "warmup_epochs": 1, "batch_size": 64, "accumulate": 1,
             "features": 256, "hidden": 512, "projection": 64, "ranking_images": 128,
             "calibration_images": 128,
         },

@@ -72,10 +72,7 @@ def main() -> int:
     jolt(networks)
     calibration = images(options.calibration, options, 0)
     batches = [images(options.batch, options, 1 + number) for number in range(options.batches)]
-    found = {
-        count: compare(cut, networks, calibration, batches[:count])
-        for count in sorted({1, options.batches})
-    }
+    found = compare(cut, networks, calibration, batches)
     show(found, options, len(cut.paths(1, networks.interface)))
     worst = max(item.difference for item in found.values())
     if worst > TOLERANCE:
@@ -91,8 +88,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--calibration", type=int, default=128, help="images for statistics")
-    parser.add_argument("--batch", type=int, default=25, help="images of a validation batch")
+    parser.add_argument("--calibration", type=int, default=64, help="images for statistics")
+    parser.add_argument("--batch", type=int, default=16, help="images of a validation batch")
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="16 pixels, fewer images")
     options = parser.parse_args(arguments)
@@ -118,44 +115,43 @@ def jolt(networks: Siamese) -> None:
 
 def compare(
     cut: Blockwise, networks: Siamese, calibration: Views, batches: Sequence[Views]
-) -> Measured:
+) -> dict[int, Measured]:
+    """Return what both took after the first batch and after the last one."""
     paths = cut.paths(1, networks.interface)
-    main_replica = networks.main
+    frozen = networks.main.frozen
+    frozen_layers = len(networks.chosen[0])
 
     def interface(path: tuple[int, ...]) -> int:
         return cut.interface(1, path)
 
     def features(views: Views) -> Views:
-        return main_replica.features(views[0]), main_replica.features(views[1])
+        return networks.main.features(views[0]), networks.main.features(views[1])
 
     started = time.perf_counter()
     ranking = BlockRanking(
         networks.online, networks.target, paths, interface, [features(calibration)]
     )
-    shared = torch.zeros(len(paths), dtype=torch.float64)
-    for views in batches:
-        shared += ranking.losses(features(views)).cpu()
-    trie_s = time.perf_counter() - started
-    started = time.perf_counter()
-    naive, done = naive_ranking.rank(
-        networks.online,
-        networks.target,
-        main_replica.frozen,
-        paths,
-        interface,
-        calibration,
-        batches,
-    )
-    naive_s = time.perf_counter() - started
-    frozen_layers = done.frozen * len(networks.chosen[0])
-    seen = sum(len(views[0]) for views in batches)
-    return Measured(
-        naive_s=naive_s,
-        trie_s=trie_s,
-        naive_layers=done.ranked * len(paths[0]) + frozen_layers,
-        trie_layers=ranking.work.layers + 2 * (1 + len(batches)) * len(networks.chosen[0]),
-        difference=float((shared - naive).abs().max()) / seen,
-    )
+    trie_s, naive_s, naive_layers = time.perf_counter() - started, 0.0, 0
+    found: dict[int, Measured] = {}
+    for number, views in enumerate(batches, 1):
+        started = time.perf_counter()
+        shared = ranking.losses(features(views)).cpu()
+        trie_s += time.perf_counter() - started
+        started = time.perf_counter()
+        naive, done = naive_ranking.rank(
+            networks.online, networks.target, frozen, paths, interface, calibration, [views]
+        )
+        naive_s += time.perf_counter() - started
+        naive_layers += done.ranked * len(paths[0]) + done.frozen * frozen_layers
+        difference = float((shared - naive).abs().max()) / len(views[0])
+        found[number] = Measured(
+            naive_s=naive_s,
+            trie_s=trie_s,
+            naive_layers=naive_layers,
+            trie_layers=ranking.work.layers + 2 * (1 + number) * frozen_layers,
+            difference=max(difference, found[number - 1].difference if number > 1 else 0.0),
+        )
+    return found
 
 
 def show(found: dict[int, Measured], options: argparse.Namespace, paths: int) -> None:
