@@ -43,7 +43,7 @@ def gram_matrix(gradients: Tensor) -> Tensor:
     if gradients.device.type != "cpu":
         return (gradients @ gradients.T).double()
     total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for block in gradients.split(_BLOCK, dim=1):
+    for block in torch.split(gradients, _BLOCK, dim=1):
         total += block @ block.T
     return total
 
