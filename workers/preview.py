@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from workers.context import JobContext
+from workers.facts import load_facts
 from workers.latency import TabledLatencies, latencies_of
-from workers.scoring import load_facts
 from workers.supervisor import Limits
 from zoo.canonical import Json, plain
 from zoo.jobs import JobKind
