@@ -66,7 +66,8 @@ class FixedRecipe:
         no_decay: Parameters without weight decay: ``norms`` (weights and biases of
             normalisations), ``biases`` (of everything else).
         auto_augment: AutoAugment's policy for CIFAR-10, after crops and mirroring.
-        cutout: Side of the square of black pixels put on every training image; 0 for none.
+        cutout: Side in pixels of the square set to the data's mean in every training image;
+            0 for none.
         drop_path: Rate at which paths are dropped at the end of training.
         drop_path_schedule: ``linear`` in epochs, the same for all layers (DARTS), or
             ``scheduled`` in steps and in the layer's depth (NASNet).

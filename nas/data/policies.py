@@ -1,9 +1,7 @@
-"""Stronger augmentation than crops and flips: AutoAugment's policy for CIFAR, and cutout.
+"""Stronger augmentation than crops and flips: AutoAugment's policy for CIFAR.
 
 Source:
-    Cubuk et al. (2019), "AutoAugment", arXiv:1805.09501, as torchvision has it; DeVries and
-    Taylor (2017), "Improved Regularization of Convolutional Neural Networks with Cutout",
-    arXiv:1708.04552.
+    Cubuk et al. (2019), "AutoAugment", arXiv:1805.09501, as torchvision has it.
 """
 
 from __future__ import annotations
@@ -46,23 +44,3 @@ def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return torch.stack([policy(image) for image in images])
-
-
-def cut_out(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Set a square around a random pixel of every image to 0, which is the mean once normalised.
-
-    Args:
-        images: ``(batch, channels, height, width)``, normalised.
-        share: Side of the square as a share of the height; 0.5 is the published 16 of 32
-            pixels. What lies outside the image is cut off.
-        generator: On the device of ``images``.
-    """
-    batch, _, height, width = images.shape
-    half = round(share * height) // 2
-    inside = []
-    for size in (height, width):
-        centre = torch.randint(size, (batch, 1), generator=generator, device=images.device)
-        pixels = torch.arange(size, device=images.device)
-        inside.append((pixels >= centre - half) & (pixels < centre + half))
-    square = inside[0][:, :, None] & inside[1][:, None, :]
-    return images.masked_fill(square[:, None], 0)

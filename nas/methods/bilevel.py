@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas.cuda_graphs import GraphedStep, Step
-from nas.data.policies import auto_augment, cut_out
+from nas.data.policies import auto_augment
 from nas.derivation import derive
 from nas.masks import allowed
 from nas.methods.bilevel_settings import BilevelSettings
@@ -35,6 +35,7 @@ from nas.methods.cell_spaces import cell_space
 from nas.methods.one_shot import Confinement, OperationGradients, gradient_rows, untouched
 from nas.plugins import MethodContext
 from nas.protocols import StepReport
+from nas.regularisation import cutout
 from nas.spaces.darts import DartsSpace, Genotype
 from nas.supernet import ArchParameters, Mixture
 from zoo.errors import ConflictError, InvalidInputError, TrainerError
@@ -311,7 +312,8 @@ class BilevelSearch(abc.ABC):
         images = self._data.normalize(images)
         if self.settings.cutout:
             generator = self._generator("cutout", epoch, index, part, device=self._device)
-            images = cut_out(images, self.settings.cutout, generator)
+            side = round(self.settings.cutout * images.shape[2])
+            images = cutout(images, side, generator)
         if self.settings.fused:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, self._data.train.labels[chosen]

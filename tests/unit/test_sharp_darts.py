@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas.data import DataSet, Split
-from nas.data.policies import auto_augment, cut_out
+from nas.data.policies import auto_augment
 from nas.derivation import derive
 from nas.methods.sharp_darts import SharpDarts
 from nas.plugins import MethodContext
+from nas.regularisation import cutout
 from nas.schedules import cosine_power
 from nas.spaces import darts_published
 from nas.spaces.darts import DartsSpace, Genotype
@@ -214,14 +215,14 @@ def test_augmentation_follows_its_generator_and_leaves_the_process_s_alone() -> 
 
 
 def test_cutout_blanks_one_square_around_a_pixel() -> None:
-    found = cut_out(torch.ones(200, 2, 32, 32), 0.5, torch.Generator().manual_seed(0)) == 0
+    found = cutout(torch.ones(200, 2, 32, 32), 16, torch.Generator().manual_seed(0)) == 0
     assert torch.equal(found[:, 0], found[:, 1])
     for square in found[:, 0]:
         rows, columns = square.any(1).sum(), square.any(0).sum()
         assert square.sum() == rows * columns
         assert 8 <= rows <= 16
         assert 8 <= columns <= 16
-    assert not cut_out(torch.zeros(1, 1, 8, 8) + 1, 0.0, torch.Generator()).eq(0).any()
+    assert not cutout(torch.ones(1, 1, 8, 8), 0, torch.Generator()).eq(0).any()
 
 
 def task() -> DataSet:

@@ -1,4 +1,4 @@
-"""The NASNet family of blocks: stem, cell, head, and the auxiliary head of training.
+"""The NASNet family of blocks: stem, cell and head.
 
 A network is the chain ``nasnet.stem`` (x) → (s), ``nasnet.cell`` (s) → (s, c0), then
 ``nasnet.cell`` (previous, current) → (current, new), …, a last cell → (new), and
@@ -42,9 +42,6 @@ from zoo.spec import BlockSpec, TensorSpec
 
 COMBINES = ("add", "concat")
 """How a block joins its two results; after a concatenation a 1x1 convolution halves the width."""
-
-AUXILIARY_WIDTHS = (128, 768)
-"""Channels of the two convolutions of the auxiliary head."""
 
 Side: TypeAlias = tuple[str, int]
 """An operation and the state that it reads."""
@@ -199,39 +196,6 @@ class Head(nn.Sequential):
             nn.Flatten(),
             nn.Dropout(dropout),
             nn.Linear(in_chans, num_classes),
-        )
-
-
-class AuxiliaryHead(nn.Sequential):
-    """The classifier that helps to train the cells before the last reduction.
-
-    Maps the new state of the last cell before it, ``(batch, in_chans, *size)``, to logits.
-    Its loss counts 0.4 of that of the network.
-
-    Raises:
-        IncompatibleShapeError: The state is smaller than 5 pixels.
-    """
-
-    def __init__(
-        self, in_chans: int, size: tuple[int, int], num_classes: int, *, eps: float = 1e-5
-    ) -> None:
-        if min(size) < 5:
-            raise IncompatibleShapeError(
-                f"an auxiliary head needs at least 5x5 pixels, not {size[0]}x{size[1]}"
-            )
-        first, second = AUXILIARY_WIDTHS
-        pooled = ((size[0] - 5) // 3 + 1, (size[1] - 5) // 3 + 1)
-        super().__init__(
-            nn.ReLU(),
-            nn.AvgPool2d(5, stride=3),
-            nn.Conv2d(in_chans, first, 1, bias=False),
-            nn.BatchNorm2d(first, eps=eps),
-            nn.ReLU(),
-            nn.Conv2d(first, second, pooled, bias=False),
-            nn.BatchNorm2d(second, eps=eps),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(second, num_classes),
         )
 
 
