@@ -6,9 +6,10 @@ true rank of the network that BossNAS selects. The table is read only after the 
 ended; the search sees neither test images nor labels.
 
 Presets: ``full`` has the published settings of NATS-Bench (an estimated half an hour on one
-H100), ``small`` is for two CPU cores (a few minutes: small images, few of them), ``tiny``
-only shows that everything runs (on handwritten digits). With ``--state FILE`` a search is
-made in parts of ``--part-s`` seconds: run the same command again until it is done.
+H100), ``small`` is for two CPU cores (a few minutes: small images, few of them; far too little
+training for a good ranking), ``tiny`` only shows that everything runs (on digits). With
+``--state FILE`` a search is made in parts of ``--part-s`` seconds: run the same
+command again until it is done.
 
 Keys of the JSON: ``kendall``, ``spearman``, ``pearson`` (baseline: the published value on the
 size space) and ``true_rank`` (baseline: the published rank 65 of 32,768).
