@@ -7,9 +7,9 @@ ended; the search sees neither test images nor labels.
 
 Presets: ``full`` has the published settings of NATS-Bench (an estimated half an hour on one
 H100), ``small`` is for two CPU cores (some ten minutes: few and small images, and with so few
-updates a larger η and a target that follows faster), ``tiny`` only shows that everything runs (on digits). With
-``--state FILE`` a search is made in parts of ``--part-s`` seconds: run the same
-command again until it is done.
+updates a larger η and a target that follows faster), ``tiny`` only shows that everything
+runs (on digits). With ``--state FILE`` a search is made in parts of ``--part-s`` seconds:
+run the same command again until it is done.
 
 Keys of the JSON: ``kendall``, ``spearman``, ``pearson`` (baseline: the published value on the
 size space) and ``true_rank`` (baseline: the published rank 65 of 32,768).
