@@ -122,6 +122,25 @@ def changed(spec: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
     return result
 
 
+def recipe(before: object, given: Mapping[str, Json], *, epochs: int) -> dict[str, Json]:
+    """Return a recipe with some fields changed; a preset that is given replaces all others.
+
+    Args:
+        before: The recipe so far; None if there is none.
+        given: What changes.
+        epochs: Of a recipe that neither states them nor names a preset.
+
+    Raises:
+        InvalidInputError: ``before`` is no mapping.
+    """
+    if before is not None and not isinstance(before, Mapping):
+        raise InvalidInputError(
+            f"recipe is {before!r:.100}; give a mapping, such as {{preset: NAME}}"
+        )
+    merged = {**({} if "preset" in given else before or {}), **given}
+    return merged if "preset" in merged else {"epochs": epochs, **merged}
+
+
 def read_spec(path: Path) -> dict[str, Any]:
     """Read a request from a JSON or YAML file.
 

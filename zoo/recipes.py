@@ -104,6 +104,7 @@ PRESETS: Mapping[str, Preset] = {
         source="Hundt et al. 2019, arXiv:1903.09900",
         fields={
             "epochs": 300,
+            "batch_size": 256,
             "lr": 0.1,
             "schedule": "cosine-power",
             "warmup_epochs": 10,
@@ -111,9 +112,10 @@ PRESETS: Mapping[str, Preset] = {
             "power": 10.0,
             "nesterov": False,
             "weight_decay": 1e-4,
+            "clip_norm": None,
             "precision": "auto",
         },
-        lacks="batch size (not stated); AutoAugment; random resized crops; float16 (here bfloat16)",
+        lacks="AutoAugment; random resized crops; float16 (here bfloat16)",
     ),
     "nasnet-cifar": Preset(
         network="nasnet, 18 normal cells, 32 filters",

@@ -98,6 +98,11 @@ class Recipe(Schema):
                 f"warmup_epochs {self.warmup_epochs} are more than the {self.epochs} epochs; "
                 "train longer or warm up less"
             )
+        if self.schedule == "cosine-power" and (self.warmup_epochs or 0) >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} must be below the {self.epochs} epochs with "
+                "schedule cosine-power"
+            )
         return self
 
 

@@ -68,6 +68,10 @@ class BilevelSettings:
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             ("report_every", self.report_every >= 0, "at least 0"),
         )
+        for name in ("epochs", "warmup_epochs", "batch_size", "k", "lr_warmup_epochs"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidInputError(f"{name} is {value!r}; it must be an integer")
         for name, holds, wanted in rules:
             if not holds:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be {wanted}")

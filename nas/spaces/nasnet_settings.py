@@ -141,12 +141,13 @@ class NasnetSettings:
         if self.stem == "imagenet":
             found = [Site(True, self.channels // 2**left) for left in range(STEM_CELLS, 0, -1)]
         reductions = reduction_places(self.cells, self.reductions)
+        second = reductions[1] if len(reductions) > 1 else None
         channels = self.channels
         for cell in range(self.cells):
             if cell in reductions:
                 channels *= 2
                 found.append(Site(True, channels, skip=self.skip))
-            found.append(Site(False, channels, feeds_auxiliary=cell + 1 == reductions[-1]))
+            found.append(Site(False, channels, feeds_auxiliary=cell + 1 == second))
         return tuple(found)
 
 

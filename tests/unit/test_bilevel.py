@@ -280,6 +280,7 @@ def test_weights_are_updated_without_reading_a_number_back(data: DataSet) -> Non
     ("params", "message"),
     [
         ({"order": 3}, "order is 3"),
+        ({"epochs": 2.5}, "epochs is 2.5; it must be an integer"),
         ({"precision": "half"}, "precision is half"),
         ({"order": 2, "precision": "bfloat16"}, "choose float32"),
         ({"weight_share": 0.9}, "arch_share is 0.5"),

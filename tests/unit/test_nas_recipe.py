@@ -381,6 +381,7 @@ def test_presets_state_what_their_papers_do_and_can_be_overruled() -> None:
     [
         ({"lr": 0.1, "lr_min": 0.2}, "lr_min 0.2 is above lr 0.1"),
         ({"warmup_epochs": 4}, "warmup_epochs 4 are more than the 3 epochs"),
+        ({"schedule": "cosine-power", "warmup_epochs": 3}, "must be below the 3 epochs"),
         ({"no_decay": ["weights"]}, "no_decay"),
         ({"drop_path": 1.0}, "drop_path"),
         ({"precision": "int8"}, "precision"),

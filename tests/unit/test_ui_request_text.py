@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ui.commands.search import request, search_run
-from ui.request_text import changed, limit, limit_texts, limits, read_spec, search_command, settings
+from ui.request_text import (
+    changed,
+    limit,
+    limit_texts,
+    limits,
+    read_spec,
+    recipe,
+    search_command,
+    settings,
+)
 from zoo.errors import InvalidInputError, MissingDataError
 from zoo.jobs import JobKind
 from zoo.schemas import METRICS, parse_request
@@ -122,3 +131,13 @@ def test_the_command_line_that_is_shown_submits_the_same_request(spec: dict[str,
     assert parse_request(JobKind.SEARCH, again) == wanted
     full = wanted.model_dump(mode="json")
     assert shlex.split(search_command(full)) == words
+
+
+def test_a_preset_stands_for_all_fields_but_those_that_are_given_with_it() -> None:
+    assert recipe(None, {"lr": 0.1}, epochs=12) == {"epochs": 12, "lr": 0.1}
+    filed = {"preset": "pc-darts-cifar"}
+    assert recipe(filed, {"lr": 0.1}, epochs=12) == {"preset": "pc-darts-cifar", "lr": 0.1}
+    given = {"preset": "nasnet-cifar", "epochs": 3}
+    assert recipe({"epochs": 9, "lr": 1.0}, given, epochs=12) == given
+    with pytest.raises(InvalidInputError, match="'pc-darts-cifar'; give a mapping"):
+        recipe("pc-darts-cifar", {"lr": 0.1}, epochs=12)

@@ -116,7 +116,7 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: A setting or limit cannot be read, or a part is missing.
     """
-    from ui.request_text import latency_source, limits, read_spec, settings
+    from ui.request_text import latency_source, limits, read_spec, recipe, settings
     from zoo.client import named
     from zoo.errors import InvalidInputError
 
@@ -159,8 +159,7 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
         ("final_recipe", options["final"], 12),
     ):
         if pairs:
-            part = {**_part(spec, name), **settings(pairs)}
-            spec[name] = part if "preset" in part else {"epochs": default, **part}
+            spec[name] = recipe(spec.get(name), settings(pairs), epochs=default)
     missing = [f"--{name}" for name in ("method", "space", "data") if not spec.get(name)]
     if missing:
         raise InvalidInputError(f"a search needs {', '.join(missing)}, or --spec with a file")

@@ -79,8 +79,9 @@ def request(zoo: Zoo, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: A setting, number or candidate cannot be read.
     """
-    from ui.request_text import read_spec, settings
+    from ui.request_text import read_spec, recipe, settings
     from zoo.client import named
+    from zoo.errors import InvalidInputError
 
     spec = named(read_spec(options["spec"])) if options["spec"] else {}
     if any(options[name] for name in ("chain", "candidate", "architecture", "space")):
@@ -92,7 +93,13 @@ def request(zoo: Zoo, options: dict[str, Any]) -> dict[str, Any]:
             spec[name] = options[name]
     if options["space"]:
         spec["space"] = {"name": options["space"], "params": settings(options["space_params"])}
+    elif options["space_params"]:
+        given = options["space_params"][0]
+        raise InvalidInputError(f"-s {given} is a parameter of --space; name the space")
+    if options["genotype"]:
+        spec.pop("choices", None)
     if options["choices"]:
+        spec.pop("genotype", None)
         spec["choices"] = _numbers(options["choices"])
     if options["candidate"]:
         spec["architecture"] = _candidate(zoo, options["candidate"])
@@ -100,8 +107,7 @@ def request(zoo: Zoo, options: dict[str, Any]) -> dict[str, Any]:
     pairs |= {"preset": options["preset"]} if options["preset"] else {}
     pairs |= {"epochs": options["epochs"]} if options["epochs"] is not None else {}
     if pairs:
-        start = {} if "preset" in pairs else {"epochs": EPOCHS, **(spec.get("recipe") or {})}
-        spec["recipe"] = start | pairs
+        spec["recipe"] = recipe(spec.get("recipe"), pairs, epochs=EPOCHS)
     return spec
 
 

@@ -213,8 +213,13 @@ def parse_latencies(table: Mapping[str, Any]) -> dict[str, float]:
     """Return milliseconds by key from a table of numbers, or of ``{"mean": …}`` as published.
 
     Raises:
-        InvalidInputError: An entry is neither, or is not above 0.
+        InvalidInputError: It is no table, or an entry is neither, or is not above 0.
     """
+    if not isinstance(table, Mapping):
+        raise InvalidInputError(
+            f"table is {table!r:.80}; give a mapping of layer keys to milliseconds, or import the "
+            "file with: blockyard cost table import"
+        )
     return {
         str(key): float(entry)
         if key == OVERHEAD and isinstance(entry, int | float)
