@@ -14,8 +14,7 @@ of an in-process worker, once a seed: data, weights and alphas differ. It is rig
 network that it found best has the planted operation. A cell has two edges, which read the
 same image: once one carries the operation the other adds nothing, so that it is counted
 apart how often both do. By chance one of seven operations is on one of two edges in 27 %
-of searches, on both in 2 %; one of NASNet's six on one of four sides in 52 %. The same is done
-with shuffled labels.
+of searches, on both in 2 %. The same is done with shuffled labels.
 
 Key of the JSON: ``methods_right_of_10``, the least over the methods of right searches, in
 ten; the baseline is the most over the methods with shuffled labels. The ratio is null
@@ -82,13 +81,6 @@ def _blocks(space: Any, architecture: Architecture) -> set[str]:
     return set(space.summary(architecture).split())
 
 
-def _sides(space: Any, architecture: Architecture) -> set[str]:
-    """Return the operations of the four sides of a reduction and a normal cell of one block."""
-    genotype = space.decode(architecture)
-    (normal,), (reduce,) = genotype.normal.blocks, genotype.reduce.blocks
-    return {op for op, _ in (*normal[:2], *reduce[:2])}
-
-
 def _one_cell(method: str, **changes: Any) -> Task:
     """Return a task for the cell searches by gradient: one cell of one node, eight operations."""
     ops = changes.pop("ops", "darts")
@@ -131,25 +123,6 @@ TASKS: dict[str, Task] = {
         lag=8,
         size=16,
         chosen=_blocks,
-    ),
-    "nasnet-ppo": Task(
-        method="nasnet-ppo",
-        space="nasnet",
-        space_params={
-            "cells": 1, "reductions": 1, "num_blocks": 1, "channels": 8, "stem_channels": 4,
-            "combines": ["add"],
-            "ops": ["identity", "conv_1x1", "conv_3x3", "max_pool_3x3", "avg_pool_3x3",
-                    "sep_conv_7x7"],
-        },
-        params={
-            "epochs": 2, "warmup_epochs": 1, "batch_size": 32, "augment": False, "lr": 0.1,
-            "held_out": 0.2, "controller_every": 4, "samples": 8, "reward_batch_size": 64,
-            "final_samples": 20, "controller_lr": 0.01, "entropy_weight": 0.01, "hidden": 32,
-        },
-        operation="sep_conv_7x7",
-        lag=10,
-        size=24,
-        chosen=_sides,
     ),
 }  # fmt: skip
 """Name → task; the published rates are raised, since a search here has some 200 steps."""
