@@ -209,7 +209,8 @@ def multiply(folder: Path, job: Job, candidates: int) -> None:
         database.execute(
             """
             WITH RECURSIVE numbers(n) AS (SELECT 100 UNION ALL SELECT n + 1 FROM numbers LIMIT ?)
-            INSERT INTO candidates
+            INSERT INTO candidates (job_id, arm, number, architecture_id, state, signature, metrics,
+                feasible, reason, attempt, reused_from, saved_s, cost_s, chain)
             SELECT job_id, arm, n, architecture_id, state, signature,
                 json_object('latency_ms', 0.5 + 4 * abs(random() % 10007) / 10007.0,
                             'accuracy', 0.5 + 0.5 * abs(random() % 10007) / 10007.0),

@@ -137,7 +137,12 @@ def test_what_a_table_lacks_is_measured_on_its_device_and_kept_for_others(
         del short["entries"][key]
     latency = {"kind": "table", "table": short}
     job = toys.succeeded(store, submit(store, latency=latency, seed=23).id)
-    again = toys.succeeded(store, submit(store, latency=latency, seed=23, reuse=False).id)
+    # A table that differs in what prices nothing: all candidates are priced anew.
+    other = copy.deepcopy(short)
+    entry = next(iter(other["entries"].values()))
+    entry["count"] += 1
+    latency = {"kind": "table", "table": other}
+    again = toys.succeeded(store, submit(store, latency=latency, seed=23).id)
     table = LatencyTable.from_json(short)
     for first, second in zip(searched(store, job), searched(store, again), strict=True):
         architecture = Architecture.from_json(first.architecture)

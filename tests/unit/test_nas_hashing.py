@@ -40,6 +40,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "darts": {"cells": 2, "channels": 4, "nodes": 2},
     "mbconv": {"widths": [24, 40], "depths": [2, 1], "strides": [2, 2]},
     "nats-bench-size": {"widths": [8, 16]},
+    "hybrid": {
+        "widths": [4, 8],
+        "depths": [[1, 2], [1, 2]],
+        "strides": [1, 2],
+        "multipliers": [1, 2],
+        "attention_from": 2,
+        "stem": 4,
+        "stem_stride": 1,
+        "last": 8,
+        "conv_settings": {"expand": 2},
+        "attention_settings": {"head_dim": 4, "expand": 2},
+    },
+    "hytra": {"widths": [16, 16, 8, 8], "layers": [1, 2], "stem": 4, "head_dim": 2},
+    "mbconv-se": {"widths": [4, 6], "layers": [2, 1], "strides": [1, 2], "first": 4},
+    "nasnet": {"cells": 1, "reductions": 1, "channels": 4, "num_blocks": 2, "stem_channels": 4},
 }
 SPACES = [item["name"] for item in catalogue()["spaces"]]
 

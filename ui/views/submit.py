@@ -37,8 +37,8 @@ def _form(site: Site) -> tuple[str, dict[str, Any], str | None]:
     name = st.text_input("Name", placeholder="optional", key="name")
     with st.container(border=True):
         st.subheader("What is searched", anchor=False)
-        spec["space"] = _choice("Search space", known["spaces"], key="space")
-        spec["method"] = _choice("Method", known["methods"], key="method")
+        spec["space"] = _choice("Search space", known["spaces"], key="space", usual="darts")
+        spec["method"] = _choice("Method", known["methods"], key="method", usual="nsga2")
         names = [entry["name"] for entry in known["data"]]
         spec["data"] = st.selectbox(
             "Data",
@@ -97,10 +97,10 @@ def _latency(site: Site) -> dict[str, Any]:
     return {"latency": {"kind": "table", "job": job}} if job else {}
 
 
-def _choice(title: str, entries: Sequence[Entry], *, key: str) -> dict[str, Any]:
+def _choice(title: str, entries: Sequence[Entry], *, key: str, usual: str) -> dict[str, Any]:
     """Draw a plug-in's choice and its settings; only those changed enter the request."""
     names = [entry["name"] for entry in entries]
-    chosen = st.selectbox(title, names, key=key)
+    chosen = st.selectbox(title, names, index=names.index(usual) if usual in names else 0, key=key)
     entry = next((entry for entry in entries if entry["name"] == chosen), None)
     if entry is None:
         return {"name": chosen or ""}
