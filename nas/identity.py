@@ -17,7 +17,9 @@ is faster; any other is hashed by the module that it builds.
 
 Not seen: cost; a dead branch is still run by the built module, so networks of one hash may
 differ in latency and number of parameters. Training is seen with batch statistics, not with
-those kept for evaluation.
+those kept for evaluation: neither a batch norm's momentum nor whether it tracks statistics.
+Of activations behind norms without affine part, what they do to values beyond those that
+such a norm returns.
 
 Source:
     Gillard et al. (2023), arXiv:2302.05433. Differs: weights are seeded by content rather

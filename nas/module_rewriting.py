@@ -2,8 +2,8 @@
 
 As ``nas.rewriting``, but what is rewritten is the built module: its graph where torch.fx can
 trace it, and else its leaves, which only need to be called with one tensor. Near misses
-change what is computed of the live parameters: a bent line after a layer, a term of a sum
-left out, one layer used where there were two.
+change what is computed of the live parameters: a bent line after a layer, an activation that
+differs in large values only, a term of a sum left out, one layer used where there were two.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import copy
 import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
+from nas.identity import LOUD
 from nas.protocols import SearchSpace
 from nas.rewriting import Bend
 from zoo.signature import drawn
@@ -44,17 +46,22 @@ def equal_modules(
 def near_modules(
     space: SearchSpace, count: int, *, inputs: TensorSpec, num_classes: int, seed: int = 0
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield ``count`` pairs that differ in one thing, and in function."""
-    rng = random.Random(seed)
+    """Yield ``count`` pairs that differ in one thing, and in function.
+
+    Networks whose output does not depend on any layer are passed over.
+    """
+    rng, probe = random.Random(seed), _probe(inputs)
     for _ in range(count):
-        module = _build(space, rng, inputs, num_classes)
-        yield module, _near(module, _probe(inputs), rng)
+        live: list[str] = []
+        while not live:
+            module = _build(space, rng, inputs, num_classes)
+            changed = copy.deepcopy(module).double().train()
+            live = _live(changed, probe)
+        yield module, _near(changed, live, probe, rng)
 
 
-def _near(module: nn.Module, probe: Tensor, rng: random.Random) -> nn.Module:
+def _near(module: nn.Module, live: Sequence[str], probe: Tensor, rng: random.Random) -> nn.Module:
     """Return a changed copy in which what was changed mattered."""
-    module = copy.deepcopy(module).double().train()
-    live = _live(module, probe)
     while True:
         other = _traced(module)
         if rng.choice(NEAR_RULES)(other, rng, live) and not _agree(module, other, probe):
@@ -76,8 +83,23 @@ def _live(module: nn.Module, probe: Tensor) -> list[str]:
 
 
 def _agree(module: nn.Module, other: nn.Module, probe: Tensor) -> bool:
+    """Return whether two networks agree, with loud inputs, scales and offsets, too."""
     with torch.no_grad():
-        return torch.allclose(module(probe), other(probe), rtol=1e-6, atol=1e-9)
+        if not _close(module(probe), other(probe)):
+            return False
+        return _close(*(_louder(item)(probe * LOUD) for item in (module, other)))
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=1e-6, atol=1e-9)
+
+
+def _louder(module: nn.Module) -> nn.Module:
+    module = copy.deepcopy(module)
+    for parameter in module.parameters():
+        if parameter.ndim < 2:
+            parameter.mul_(LOUD)
+    return module
 
 
 def _build(
@@ -197,6 +219,23 @@ def _bend(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> bool:
     return True
 
 
+_KIN: dict[type[nn.Module], tuple[Callable[[], nn.Module], ...]] = {
+    nn.ReLU: (nn.ReLU6, partial(nn.Hardtanh, 0.0, 20.0)),
+    nn.ReLU6: (nn.ReLU, partial(nn.Hardtanh, 0.0, 20.0)),
+}
+"""Activations that are one for values between 0 and 6."""
+
+
+def _change_activation(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> bool:
+    """Put an activation that is the same for small values in the place of another one."""
+    names = [name for name, part in module.named_modules() if name and type(part) in _KIN]
+    if not names:
+        return False
+    name = rng.choice(names)
+    _put(module, name, rng.choice(_KIN[type(module.get_submodule(name))])())
+    return True
+
+
 def _leave_out(module: nn.Module, rng: random.Random, leaves: Sequence[str]) -> bool:
     """Leave out the second term of a sum."""
     sums = _sums(module)
@@ -254,4 +293,4 @@ EQUAL_RULES: tuple[Rule, ...] = (
     _commute,
     _associate,
 )
-NEAR_RULES: tuple[Rule, ...] = (_bend, _leave_out, _share)
+NEAR_RULES: tuple[Rule, ...] = (_bend, _change_activation, _leave_out, _share)

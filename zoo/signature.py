@@ -3,13 +3,15 @@
 Fixed probes are sent through it in float64 on the CPU; fixed projections of the outputs
 are cut to some mantissa bits and hashed. Probes and projections come from integer
 arithmetic on counters, the same on every machine. Blocks and chains of the zoo, modules of
-other libraries and plain functions on arrays are all probed alike.
+other libraries and plain functions on arrays are all probed alike: once as drawn, and once
+loud, since activations such as ReLU and ReLU6 differ in large values only.
 
-A signature is an index, never an identity. It does not see: behaviour in training mode,
-inputs unlike the probes (of a large vocabulary, the tokens that are not drawn), differences
-below ``2 ** -mantissa_bits``, cost. A number within
-rounding of a boundary between two buckets may fall on either side; ``weight_signature``
-therefore names the hashes next door, and ``weight_proof`` has the numbers that confirm a hit.
+A signature is an index, never an identity. It does not see: behaviour in training mode (nor
+the momentum of a batch norm), inputs unlike the probes (of a large vocabulary, the
+tokens that are not drawn; values that nothing reaches even when loud), differences below
+``2 ** -mantissa_bits``, cost. A number within rounding of a boundary between two buckets may
+fall on either side; ``weight_signature`` therefore names the hashes next door, and
+``weight_proof`` has the numbers that confirm a hit.
 
 Source:
     Gillard et al. (2023), "Unified Functional Hashing in Automatic Machine Learning",
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
@@ -39,12 +42,18 @@ from zoo.rng import derive_seed
 from zoo.spec import BlockSpec, TensorSpec
 from zoo.widening import Widened
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same function would get another hash. 3: integers are drawn from all
-that a function takes, not from 0 and 1 alone; code that casts to float32 runs in float64."""
+that a function takes, not from 0 and 1 alone; code that casts to float32 runs in float64.
+4: there is a loud run."""
 
 MANTISSA_BITS = 16
 NOISE = 2.0**-40
+
+LOUD = 32.0
+"""What inputs that are no integers are multiplied by in a second run. Probes are in [-1, 1),
+so that a convolution of them, or a norm with the statistics that it kept, seldom reaches 6:
+without this run a block with ReLU and one with ReLU6 are one. A power of two: exact."""
 
 ZONE = 2.0**-8
 """Numbers this close to a bucket's edge, as a part of the bucket, are also put next door."""
@@ -64,6 +73,8 @@ _MOST = 2**18
 _UNBOUNDED = ("float16", "bfloat16", "float32", "float64", "bool")
 
 _MASK = (1 << 64) - 1
+
+_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 Function = Callable[..., Any]
 
@@ -97,7 +108,9 @@ def weight_signature(
         function: A module, run as a float64 copy on the CPU and itself left as it is; or a
             function, which takes and returns NumPy arrays. What it returns may be nested in
             tuples, lists and mappings; their structure is not hashed.
-        inputs: Batch first; those in floating point are used as float64.
+        inputs: Batch first; those in floating point are used as float64. Where any are no
+            integers, ``function`` is run on ``LOUD`` times these, too; that it refuses them
+            is part of what is hashed.
         mantissa_bits: Bits kept before hashing, 1 to 52; part of the result.
 
     Returns:
@@ -112,7 +125,8 @@ def weight_signature(
     Source:
         Gillard et al. (2023), arXiv:2302.05433; see the module's head.
     """
-    digest, alternates = hash_tensors(_outputs(function, inputs), mantissa_bits=mantissa_bits)
+    outputs, loud = _outputs(function, inputs)
+    digest, alternates = hash_tensors([*outputs, *loud], mantissa_bits=mantissa_bits)
     prefix = f"fs{VERSION}-m{mantissa_bits}-"
     return Signature(key=prefix + digest, alternates=tuple(prefix + other for other in alternates))
 
@@ -120,28 +134,50 @@ def weight_signature(
 def weight_proof(function: Function, specs: Sequence[TensorSpec]) -> Proof:
     """Return what confirms a hit of ``weight_signature``, on a second set of probes.
 
+    What the loud run returns is scaled down, by ``LOUD`` or to what the other run returns if
+    that is less: a proof is compared by its largest value, which a loud exponential would be.
+
     Raises:
         IncompatibleShapeError: ``function`` rejects inputs of ``specs``.
     """
     inputs = probes_for(function, specs, probe_set=1)
-    outputs = _outputs(function, inputs)
-    values = np.concatenate([np.zeros(0), *(projections(item) for item in outputs)])
+    quiet, loud = (
+        np.concatenate([np.zeros(0), *(projections(item) for item in outputs)])
+        for outputs in _outputs(function, inputs)
+    )
+    peaks = [float(np.abs(part[np.isfinite(part)]).max(initial=0.0)) for part in (quiet, loud)]
+    growth = peaks[1] / peaks[0] if peaks[0] > 0 else 0.0
+    values = np.concatenate([quiet, loud / min(max(LOUD, growth), sys.float_info.max)])
     described = [VERSION, 1, _PROJECTIONS, [spec.to_json() for spec in specs]]
     return Proof(probe=content_id(described), values=tuple(values.tolist()))
 
 
-def _outputs(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what ``function`` returns, and what it returns of loud inputs, if it takes them."""
+    run = _runner(function)
     try:
-        return _runner(function)(inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        found = run(inputs)
+    except _REFUSALS as error:
         shapes = ", ".join(str(list(item.shape)) for item in inputs)
         raise IncompatibleShapeError(f"the block rejects inputs of {shapes}: {error}") from error
+    if not any(item.is_floating_point() or item.is_complex() for item in inputs):
+        return found, []
+    try:
+        return found, run([_louder(item) for item in inputs])
+    except (*_REFUSALS, ArithmeticError, LookupError):
+        return found, []
+
+
+def _louder(item: Tensor) -> Tensor:
+    if item.is_floating_point():
+        return item.double() * LOUD
+    return item * LOUD if item.is_complex() else item
 
 
 def _runner(function: Function) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Return what runs ``function`` on copies of inputs and flattens what it returns."""
     if isinstance(function, nn.Module):
-        module = copy.deepcopy(function).to("cpu", torch.float64).eval()
+        module = copy.deepcopy(function).cpu().double().eval()
         state = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -151,7 +187,8 @@ def _runner(function: Function) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(0)
             if not isinstance(function, nn.Module):
-                return list(flat(function(*(item.numpy() for item in wide))))
+                with np.errstate(all="ignore"):  # what is not finite is hashed as it is
+                    return list(flat(function(*(item.numpy() for item in wide))))
             for buffer, value in state:
                 buffer.copy_(value)
             with Widened():
@@ -331,9 +368,10 @@ def projections(tensor: Tensor, count: int = _PROJECTIONS) -> NDArray[np.float64
 
 def _project(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     result = np.zeros(count)
-    for start in range(0, len(values), _CHUNK):
-        part = values[start : start + _CHUNK]
-        result += _directions(start)[:count, : len(part)] @ part
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(values), _CHUNK):
+            part = values[start : start + _CHUNK]
+            result += _directions(start)[:count, : len(part)] @ part
     return result
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import islice, product
 from typing import Any
 
@@ -211,6 +215,38 @@ def test_rewritten_modules_are_found_and_near_misses_are_not(
 
     assert all(map(united, equal_modules(space, 6, inputs=images, num_classes=3)))
     assert not any(map(united, near_modules(space, 6, inputs=images, num_classes=3)))
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, partial(nn.Hardtanh, 0.0, 20.0)])
+def test_an_mbconv_network_without_the_bound_of_its_activations_is_another(
+    kind: Callable[[], nn.Module],
+) -> None:
+    space, images = make_space("mbconv", SMALL["mbconv"]), TensorSpec(shape=(3, 8, 8))
+    network = space.build(space.sample(random.Random(0)), inputs=images, num_classes=3)
+    bounded = [name for name, part in network.named_modules() if isinstance(part, nn.ReLU6)]
+    origin = identify_module(network, (images,))
+    for changed in (bounded, bounded[:1], bounded[-1:]):
+        other = copy.deepcopy(network)
+        for name in changed:
+            owner, _, last = name.rpartition(".")
+            setattr(other.get_submodule(owner), last, kind())
+        identity = identify_module(other, (images,))
+        assert not found(origin.signature, identity.signature)
+        assert not origin.proof.compare(identity.proof).confirmed
+
+
+def test_near_misses_of_modules_change_activations_in_large_values_only() -> None:
+    space, images = make_space("mbconv", SMALL["mbconv"]), TensorSpec(shape=(3, 8, 8))
+
+    def kinds(module: nn.Module) -> Counter[type]:
+        return Counter(type(part) for part in module.modules())
+
+    pairs = list(near_modules(space, 12, inputs=images, num_classes=3, seed=0))
+    changed = [pair for pair in pairs if kinds(pair[0])[nn.ReLU6] > kinds(pair[1])[nn.ReLU6]]
+    assert len(changed) > 1
+    for pair in changed:
+        first, second = (identify_module(module, (images,)).signature for module in pair)
+        assert not found(first, second)
 
 
 @pytest.mark.parametrize("name", ["mbconv", "nas-bench-macro", "nats-bench-size"])

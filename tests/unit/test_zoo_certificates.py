@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ from nas.identity import identify_module
 from zoo.certificates import CONFIRMED_BITS, Certificate, Proof, Signature
 from zoo.errors import InvalidInputError
 from zoo.signature import (
+    LOUD,
     hash_tensors,
     integer_limits,
     probes,
     probes_for,
+    uniform,
     weight_proof,
     weight_signature,
 )
@@ -166,6 +168,79 @@ def test_embeddings_that_differ_in_some_tokens_are_told_apart() -> None:
     array = table.weight.detach().double().numpy()
     assert agree(table, lambda ids: array[ids], tokens) == [True, True]
     assert agree(table, other, tokens) == [False, False]
+
+
+def convolutions(activation: Callable[[], nn.Module], norm: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = [nn.Conv2d(3, 8, 3, padding=1), norm(), activation()]
+        parts += [nn.Conv2d(8, 8, 3, padding=1), norm(), activation()]
+        return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm2d(8)])
+def test_activations_that_differ_in_large_values_only_are_told_apart(
+    norm: Callable[[], nn.Module],
+) -> None:
+    images = TensorSpec(shape=(3, 8, 8))
+    plain = convolutions(nn.ReLU, norm)
+    for bounded in (nn.ReLU6, lambda: nn.Hardtanh(0.0, 20.0)):
+        assert agree(plain, convolutions(bounded, norm), images) == [False, False]
+    clipped = convolutions(lambda: nn.Hardtanh(0.0, 6.0), norm)
+    assert agree(convolutions(nn.ReLU6, norm), clipped, images) == [True, True]
+    elus = (convolutions(kind, norm) for kind in (nn.ELU, nn.CELU))
+    assert agree(*elus, images) == [True, True]
+
+
+def test_that_loud_inputs_are_refused_is_part_of_what_is_hashed() -> None:
+    def refusing(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        if np.abs(x).max() > 1:
+            raise OverflowError("numerical result out of range")
+        return 2 * x
+
+    assert agree(refusing, refusing, VECTOR) == [True, True]
+    assert agree(refusing, lambda x: 2 * x, VECTOR) == [False, False]
+
+
+def test_integers_are_not_made_loud() -> None:
+    def counted(*values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        runs.append(values)
+        return values[0]
+
+    runs: list[tuple[Any, ...]] = []
+    tokens = probes([TensorSpec(shape=(5,), dtype="int64")])
+    weight_signature(counted, tokens)
+    assert len(runs) == 1
+    weight_signature(counted, (*tokens, *probes([VECTOR])))
+    assert len(runs) == 3
+    assert np.array_equal(runs[2][0], runs[1][0])
+    assert np.array_equal(runs[2][1], LOUD * runs[1][1])
+
+
+def test_overflow_on_loud_inputs_is_hashed_and_large_values_hide_no_small_ones() -> None:
+    def overflowing(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return np.exp(40 * x)  # type: ignore[no-any-return]
+
+    assert agree(overflowing, lambda x: np.exp(20 * x) ** 2, VECTOR) == [True, True]
+    assert agree(overflowing, lambda x: np.exp(np.minimum(40 * x, 99)), VECTOR) == [False, False]
+    # The loud run reaches e^32; beside that a difference of 1e-7 would be nothing.
+    assert not agree(np.exp, lambda x: np.exp(x) + 1e-7, VECTOR)[1]
+
+
+def test_complex_weights_and_inputs_are_hashed_whole() -> None:
+    class Turned(nn.Module):
+        def __init__(self, angle: complex) -> None:
+            super().__init__()
+            self.angle = nn.Parameter(torch.tensor(angle, dtype=torch.complex128))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.angle
+
+    assert agree(Turned(1 + 2j), Turned(1 + 2j), VECTOR) == [True, True]
+    assert agree(Turned(1 + 2j), Turned(1 - 2j), VECTOR) == [False, False]
+    waves = [torch.view_as_complex(uniform((3, 4, 2), 0))]
+    bounded = [weight_signature(way, waves).key for way in (np.copy, lambda x: x.clip(None, 9))]
+    assert len(set(bounded)) == 2
 
 
 @pytest.mark.parametrize("size", [2, 3, 1000])

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from zoo.builders import build
 from zoo.errors import IncompatibleShapeError, InvalidInputError
 from zoo.families.darts import stem_spec
+from zoo.families.mbconv import block_spec
 from zoo.signature import block_signature, functional_signature, hash_tensors, probes, uniform
 from zoo.spec import TensorSpec
 
@@ -56,8 +58,8 @@ def test_probes_fit_their_specs_and_never_change() -> None:
 
 def test_the_signature_says_version_and_bits() -> None:
     value = functional_signature(network(), probes(IMAGES), mantissa_bits=20)
-    assert value.startswith("fs3-m20-")
-    assert len(value) == len("fs3-m20-") + 64
+    assert value.startswith("fs4-m20-")
+    assert len(value) == len("fs4-m20-") + 64
 
 
 def test_equal_functions_written_differently_have_one_signature() -> None:
@@ -80,6 +82,20 @@ def test_another_weight_another_activation_and_another_bias_are_seen() -> None:
         others[1][3].bias -= 1e-3
     others[2][2] = nn.LeakyReLU()
     assert len({signature(module) for module in (plain, network(1), *others)}) == 5
+
+
+def test_a_block_of_the_zoo_is_not_the_same_without_the_bound_of_its_activation() -> None:
+    spec = block_spec(
+        TensorSpec(shape=(8, 8, 8)), channels=8, expand=3, kernel=3, stride=1, skip=True
+    )
+    block = build(spec)
+    other = copy.deepcopy(block)
+    for part in list(other.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(part, name, nn.ReLU())
+    assert block_signature(spec, copy.deepcopy(block)) == block_signature(spec, block)
+    assert block_signature(spec, other) != block_signature(spec, block)
 
 
 def test_the_module_is_left_as_it_was() -> None:
