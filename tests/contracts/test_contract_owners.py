@@ -73,6 +73,25 @@ class TestOwners:
         assert store.blocks.chain_owner(put_chain(store, 1, job=job.id).id) == "alice"
         assert store.blocks.chain_owner(put_chain(store, 2).id) == "local"
 
+    def test_an_architecture_is_found_by_those_alone_whose_jobs_met_it(
+        self, make_store: Any
+    ) -> None:
+        jobs = (store := make_store()).jobs
+        made = evaluated(store, "alice")
+        (met,) = jobs.candidates(made)
+        assert jobs.architecture(met.architecture_id, owner="alice") == met.architecture
+        refusals = []
+        for unknown in (met.architecture_id, "0" * 64):
+            with pytest.raises(NotFoundError, match="no job of yours has met") as refused:
+                jobs.architecture(unknown, owner="bob")
+            refusals.append(str(refused.value).replace(unknown, "ID"))
+        assert refusals[0] == refusals[1]
+        evaluated(store, "bob")
+        assert jobs.architecture(met.architecture_id, owner="bob") == met.architecture
+        jobs.delete(made)
+        with pytest.raises(NotFoundError, match="no job of yours has met"):
+            jobs.architecture(met.architecture_id, owner="alice")
+
     def test_savings_are_counted_by_owner(self, make_store: Any) -> None:
         store = make_store()
         for owner in ("alice", "alice", "bob"):

@@ -289,11 +289,14 @@ class JobStore(Protocol):
 
     def candidates(self, job_id: str, *, arm: Arm | None = None) -> tuple[Candidate, ...]: ...
 
-    def architecture(self, architecture_id: str) -> Mapping[str, Json]:
-        """Return the architecture with this id that some job has met.
+    def architecture(self, architecture_id: str, *, owner: str) -> Mapping[str, Json]:
+        """Return the architecture with this id that a job of ``owner`` has met.
+
+        Ids are contents' hashes, so that anybody can name any: what others have met is
+        refused as what nobody has.
 
         Raises:
-            NotFoundError: No candidate ever had it.
+            NotFoundError: No candidate of a job of ``owner`` has it.
         """
 
     def savings(
