@@ -16,6 +16,7 @@ from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.spec import Block, Chain, Device, Evaluation, Profile
 from zoo.store.values import (
     SCOPES,
+    UNFINISHED,
     ApiKey,
     BlockQuery,
     ChainQuery,
@@ -32,6 +33,7 @@ from zoo.store.values import (
 
 __all__ = [
     "SCOPES",
+    "UNFINISHED",
     "ApiKey",
     "BlockQuery",
     "BlockStore",
@@ -113,6 +115,8 @@ class BlockStore(Protocol):
 
         A chain stays its first owner's: ``owner``, else the owner of ``job``. With
         ``guard``, here and below, what belongs to another than ``owner`` is not changed.
+        Of several owners' jobs that come to the same chain, the first that gives it a card
+        other than ``UNFINISHED`` owns it, and the others change nothing.
 
         Raises:
             ForbiddenError: ``guard`` is set and the chain is another owner's.
