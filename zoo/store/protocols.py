@@ -335,11 +335,17 @@ class JobStore(Protocol):
 class EvaluationStore(Protocol):
     """Evaluations shared by all jobs: each key is evaluated once, by one job at a time."""
 
-    def claim(self, key: str, *, job: str, lease_s: float) -> Evaluation | Claimed | InFlight:
+    def claim(
+        self, key: str, *, job: str, lease_s: float, token: int | None = None
+    ) -> Evaluation | Claimed | InFlight:
         """Return the evaluation of ``key``, or the duty to make it, or who is making it.
 
         A claim whose lease expired, or that the same job holds, is taken over under a
-        new token.
+        new token. With ``token``, that of the job's present claim, only its present worker
+        takes it over: one that lost the job, but has not noticed yet, is refused.
+
+        Raises:
+            StaleTokenError: ``token`` is given, and the job was taken over or moved on.
         """
 
     def extend(self, key: str, token: int, *, lease_s: float) -> None: ...
