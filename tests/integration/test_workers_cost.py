@@ -141,9 +141,8 @@ def test_operations_are_taken_from_tables_of_every_page(tmp_path: Path) -> None:
         job = store.jobs.submit(JobKind.COST_TABLE, {})
         claimed = store.jobs.claim("w", lease_s=60, job_id=job.id)
         assert claimed is not None
-        entries = {f"op {number}": number, "op": number}
-        table = {"precision": PRECISION, "entries": entries}
-        result = {"device": device.id, "table": table}
+        table = {"precision": PRECISION, "entries": {f"op {number}": number, "op": number}}
+        result: dict[str, Any] = {"device": device.id, "table": table}
         store.jobs.finish(job.id, claimed.token, JobState.SUCCEEDED, result=result)
     context: Any = SimpleNamespace(store=store, job=job)
     expected = {f"op {number}": number for number in range(105)} | {"op": 104}

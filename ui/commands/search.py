@@ -158,8 +158,9 @@ def request(options: dict[str, Any]) -> dict[str, Any]:
         ("recipe", [*options["recipe"], *epochs], 3),
         ("final_recipe", options["final"], 12),
     ):
-        if pairs:
-            part = {**_part(spec, name), **settings(pairs)}
+        if given := settings(pairs):
+            # A preset that is asked for is not overruled by the file's recipe.
+            part = given if "preset" in given else {**_part(spec, name), **given}
             spec[name] = part if "preset" in part else {"epochs": default, **part}
     missing = [f"--{name}" for name in ("method", "space", "data") if not spec.get(name)]
     if missing:
