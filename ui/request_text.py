@@ -28,6 +28,9 @@ NUMBERS = (
 )
 """Fields of a search that the command line takes as options of the same name."""
 
+RECIPES = ("recipe", "final_recipe")
+"""Fields of requests that may name a preset."""
+
 LIMIT = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*")
 
 
@@ -102,11 +105,19 @@ def limit_texts(item: Mapping[str, Any]) -> list[str]:
 def changed(spec: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
     """Return the top-level fields of ``spec`` that ``dotted.name=value`` pairs change.
 
+    A recipe's preset replaces all of its fields but those that another pair gives.
+
     Raises:
         InvalidInputError: A name leads through something that has no fields.
     """
-    result: dict[str, Any] = {}
-    for name, new in settings(pairs).items():
+    given = settings(pairs)
+    # A stored recipe is complete, so that beside its fields a preset would have no say.
+    result: dict[str, Any] = {
+        name: {"preset": given.pop(f"{name}.preset")}
+        for name in RECIPES
+        if f"{name}.preset" in given
+    }
+    for name, new in given.items():
         first, *rest = name.split(".")
         if not rest:
             result[first] = new

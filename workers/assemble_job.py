@@ -7,7 +7,7 @@ from typing import cast
 
 from workers.context import JobContext
 from workers.profile_job import RUNTIMES, measure_subject, profile_blocks, time_blocks
-from workers.publish import UNFINISHED, latency_card, versions
+from workers.publish import latency_card, versions
 from workers.supervisor import Limits
 from zoo.assembly import Assembly, Metrics, assemble
 from zoo.canonical import Json, plain
@@ -15,7 +15,7 @@ from zoo.errors import InvalidInputError, NotFoundError, TrainerError
 from zoo.jobs import JobKind
 from zoo.schemas import AssembleRequest, parse_request
 from zoo.spec import Block, Chain, Device, Profile
-from zoo.store.protocols import ChainQuery, Edge
+from zoo.store.protocols import UNFINISHED, ChainQuery, Edge
 
 EVALUATE_S = 600.0
 """Time limit of running one recombination on held-out data."""

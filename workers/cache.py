@@ -82,10 +82,13 @@ class Cache:
         Raises:
             UnconfirmedError: It is there, but not surely of the same network.
             JobStoppedError: The job was told to stop.
+            StaleTokenError: The job was taken over, and with it what it had claimed.
         """
         key, session = self.key(terms), self._context.session
         while True:
-            found = self._evaluations.claim(key, job=session.job.id, lease_s=session.timing.lease_s)
+            found = self._evaluations.claim(
+                key, job=session.job.id, token=session.token, lease_s=session.timing.lease_s
+            )
             if isinstance(found, Evaluation):
                 if known is not None:
                     self._confirm(known, key)

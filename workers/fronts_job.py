@@ -8,7 +8,7 @@ the new front are measured whole, so that the answer says how far off the sums a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any, Literal, cast
@@ -84,7 +84,7 @@ def _tabled(context: JobContext, device: Device) -> dict[str, Any]:
     """Return what finished tables of the device hold, so that nothing is measured again."""
     query = JobQuery(kind=JobKind.COST_TABLE, state=JobState.SUCCEEDED, owner=context.job.owner)
     entries: dict[str, Any] = {}
-    for job in context.store.jobs.jobs(query).items:
+    for job in _every(context, query):
         result: Any = job.result or {}
         if result.get("device") == device.id and result["table"]["precision"] == PRECISION:
             entries = {**result["table"]["entries"], **entries}  # newest first
@@ -95,15 +95,8 @@ def _searches(context: JobContext, wanted: Sequence[str]) -> list[Job]:
     """Return the searches that were named, or all of the owner's that succeeded."""
     jobs, owner = context.store.jobs, context.job.owner
     if not wanted:
-        found: list[Job] = []
-        cursor: str | None = None
         query = JobQuery(kind=JobKind.SEARCH, state=JobState.SUCCEEDED, owner=owner)
-        while True:
-            page = jobs.jobs(query, cursor=cursor)
-            found += page.items
-            cursor = page.next
-            if cursor is None:
-                break
+        found = list(_every(context, query))
         if not found:
             raise InvalidInputError("no search has succeeded yet; there is no front to recompute")
         return found
@@ -114,6 +107,17 @@ def _searches(context: JobContext, wanted: Sequence[str]) -> list[Job]:
         if job.kind is not JobKind.SEARCH or job.state is not JobState.SUCCEEDED:
             raise InvalidInputError(f"job {job.id} is a {job.state} {job.kind}, no finished search")
     return named
+
+
+def _every(context: JobContext, query: JobQuery) -> Iterator[Job]:
+    """Yield all jobs of a query, newest first, page by page."""
+    cursor: str | None = None
+    while True:
+        page = context.store.jobs.jobs(query, cursor=cursor)
+        yield from page.items
+        cursor = page.next
+        if cursor is None:
+            return
 
 
 def _recomputed(

@@ -32,10 +32,7 @@ from zoo.errors import NotFoundError
 from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.schemas import SearchRequest
 from zoo.spec import Architecture, Block, BlockSpec, Chain, Device, Profile
-from zoo.store.protocols import Edge, Relation
-
-UNFINISHED: Mapping[str, Json] = {"unfinished": True}
-"""The card of a chain that is stored but not yet measured."""
+from zoo.store.protocols import UNFINISHED, Edge, Relation
 
 
 @dataclass(frozen=True, kw_only=True)

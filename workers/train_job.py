@@ -69,7 +69,7 @@ def subject_of(context: JobContext, request: TrainRequest, facts: Facts) -> Subj
     """Find what a request names.
 
     Raises:
-        NotFoundError: There is no such chain, or no job has met such an architecture.
+        NotFoundError: There is no such chain, or no job of the owner has met such an architecture.
         InvalidInputError: It does not belong to its space.
         IncompatibleShapeError: A chain does not take the images of the data.
     """
@@ -79,7 +79,7 @@ def subject_of(context: JobContext, request: TrainRequest, facts: Facts) -> Subj
     if request.space is not None:
         architecture = _in_space(make_space(request.space.name, request.space.params), request)
     elif isinstance(request.architecture, str):
-        found = context.store.jobs.architecture(request.architecture)
+        found = context.store.jobs.architecture(request.architecture, owner=context.job.owner)
         architecture = Architecture.from_json(found)
     else:
         try:

@@ -193,8 +193,8 @@ class TrainRequest(Schema):
     """Train one network to the end and store it: a chain of the zoo, or an architecture.
 
     The network is one of: ``chain`` (its id or alias; trained on from its weights unless
-    ``from_scratch``), ``architecture`` (itself, or the id of one that a job has met), or
-    ``space`` with a ``genotype`` or ``choices`` in it.
+    ``from_scratch``), ``architecture`` (itself, or the id of one that another job of the
+    owner has met), or ``space`` with a ``genotype`` or ``choices`` in it.
     """
 
     chain: str | None = None

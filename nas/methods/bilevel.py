@@ -222,6 +222,10 @@ class BilevelSearch(abc.ABC):
         self._step, self._orders = 0, None
         self._build()
 
+    def check_measurable(self) -> None:
+        """Refuse a fused network, in which operations have no gradients of their own."""
+        self.cells.shared(self.supernet, self.splittable()[0], self.options())
+
     def operation_gradients(self, edge: int, batch: int, *, hard: bool) -> OperationGradients:
         """Return the gradients of the weights' loss with ``edge`` set to each allowed operation."""
         mask = self.options() if self._mask is None else self._mask

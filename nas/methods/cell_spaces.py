@@ -181,7 +181,8 @@ class DartsCells(CellSpace):
         net: Any = supernet
         if any(isinstance(cell, FusedCell) for cell in net.cells):
             raise InvalidInputError(
-                "gradients of single operations need the unfused supernet; set fused to false"
+                "gradients of single operations need the unfused supernet; set fused to false "
+                "(in gm-nas: in base_params)"
             )
         rows = allowed(mask)
         return [

@@ -76,6 +76,13 @@ class OneShot(Protocol):
     def restart(self) -> None:
         """Draw weights and architecture parameters anew; forget optimisers and steps."""
 
+    def check_measurable(self) -> None:
+        """Refuse a network whose operations ``operation_gradients`` cannot tell apart.
+
+        Raises:
+            InvalidInputError: It computes them together; the message says what to set.
+        """
+
     def operation_gradients(self, edge: int, batch: int, *, hard: bool) -> OperationGradients:
         """Return the gradients of the weights' loss with ``edge`` set to each allowed operation.
 

@@ -14,6 +14,10 @@ Differs from the official code, on purpose:
 - Candidates are scored by successive halving on the validation set, which took no part in
   training; the original gives each a single batch. Batch norms use the statistics of the
   scored batch, since running ones mix all paths.
+- Only operations that a derived architecture may have are drawn: on the DARTS space never
+  ``none``, which the original draws like the others.
+- A path trains all edges of a cell, as splitting at any of them needs; on the DARTS space the
+  original draws two edges into every node, as many as a derived cell keeps.
 - A space of fewer networks than candidates is scored whole; the original waits forever for
   more distinct ones.
 """
@@ -44,7 +48,8 @@ from zoo.spec import Architecture
 class UniformPaths(ArchParameters):
     """Mixtures of one operation an edge, drawn uniformly among the allowed ones.
 
-    The alphas of the base class take no part.
+    What is allowed must be said (``restrict``) before the first draw. The alphas of the base
+    class take no part.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -53,10 +58,8 @@ class UniformPaths(ArchParameters):
 
     def draw(self, rng: random.Random) -> None:
         """Draw the path of the next mixtures."""
-        every = tuple(range(self.num_ops))
-        for kind, drawn in self._drawn.items():
-            rows = self._active.get(kind) or (every,) * len(drawn)
-            self._drawn[kind] = [rng.choice(row) for row in rows]
+        for kind in self.kinds:
+            self._drawn[kind] = [rng.choice(row) for row in self._active[kind]]
 
     def weights(self, kind: str) -> Tensor:
         found = torch.tensor(self._drawn[kind], device=next(self.parameters()).device)
@@ -141,6 +144,11 @@ class Rsps(BilevelSearch):
         self._held_out = HeldOut(self._data)
         self._contest: Halving | None = None
         self._selected = 0
+
+    def _build(self) -> None:
+        super()._build()
+        if self._mask is None:
+            self.arch.restrict(self.options())
 
     def _capture(self) -> None:
         # Every step runs other operations, which one graph cannot.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 from zoo.errors import NotFoundError, StaleTokenError
+from zoo.jobs import JobKind, JobState
 from zoo.spec import Evaluation
 from zoo.store.protocols import Claimed, InFlight
 
@@ -94,6 +96,24 @@ class TestEvaluations:
         assert new.token == old.token + 1
         with pytest.raises(StaleTokenError):
             evaluations.finish("k", old.token, RESULT, info=INFO)
+
+    def test_only_the_present_worker_of_a_job_takes_over_its_claim(self, make_store: Any) -> None:
+        store = make_store()
+        job = store.jobs.submit(JobKind.SEARCH, {}).id
+        claim = partial(store.evaluations.claim, "k", job=job, lease_s=60)
+        lost = store.jobs.claim("w", lease_s=60, job_id=job)
+        first = claim(token=lost.token)
+        store.jobs.finish(job, lost.token, JobState.QUEUED)
+        with pytest.raises(StaleTokenError, match=job):
+            claim(token=lost.token)  # nobody works at the job
+        present = store.jobs.claim("w2", lease_s=60, job_id=job)
+        second = claim(token=present.token)
+        assert second == Claimed(key="k", token=first.token + 1)
+        with pytest.raises(StaleTokenError):
+            store.evaluations.finish("k", first.token, RESULT, info=INFO)
+        with pytest.raises(StaleTokenError, match=job):
+            claim(token=lost.token)
+        store.evaluations.finish("k", second.token, RESULT, info=INFO)
 
     def test_an_abandoned_claim_is_free_under_a_new_token(self, make_store: Any) -> None:
         evaluations = make_store().evaluations

@@ -438,9 +438,9 @@ class TestRecords:
         job = jobs.claim("w", lease_s=60)
         met = candidate(job.id)
         jobs.put_candidate(met, job.token)
-        assert jobs.architecture(met.architecture_id) == met.architecture
-        with pytest.raises(NotFoundError, match="no job has met"):
-            jobs.architecture(met.architecture_id[:12])
+        assert jobs.architecture(met.architecture_id, owner="local") == met.architecture
+        with pytest.raises(NotFoundError, match="no job of yours has met"):
+            jobs.architecture(met.architecture_id[:12], owner="local")
 
     def test_an_architecture_under_a_wrong_id_is_refused(self, make_store: Any) -> None:
         jobs = make_store().jobs

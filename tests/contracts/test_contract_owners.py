@@ -9,7 +9,7 @@ import pytest
 from zoo.canonical import content_id
 from zoo.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from zoo.jobs import Candidate, CandidateState, JobKind, JobState
-from zoo.store.protocols import ChainQuery, Origin
+from zoo.store.protocols import UNFINISHED, ChainQuery, Origin
 
 COST_S = 0.5
 
@@ -72,6 +72,61 @@ class TestOwners:
         job = store.jobs.submit(JobKind.SEARCH, {}, owner="alice")
         assert store.blocks.chain_owner(put_chain(store, 1, job=job.id).id) == "alice"
         assert store.blocks.chain_owner(put_chain(store, 2).id) == "local"
+
+    def test_a_finished_chain_is_not_taken_over_by_another_owners_equal_training(
+        self, make_store: Any, put_chain: Any, onnx_file: bytes
+    ) -> None:
+        store = make_store()
+        alice, bob = (
+            store.jobs.submit(JobKind.TRAIN, {}, owner=owner).id for owner in ("alice", "bob")
+        )
+        onnx = store.files.put(onnx_file)
+        card = {"metrics": {"accuracy": 0.9}, "task": "digits", "job": alice}
+        chain = put_chain(store, 1, card=card, job=alice, onnx=onnx)
+        other = {"metrics": {"accuracy": 0.1}, "task": "faces", "job": bob}
+        assert put_chain(store, 1, card=other, job=bob, onnx=store.files.put(b"x")).id == chain.id
+        assert store.blocks.chain(chain.id).card == card
+        assert store.blocks.chain_owner(chain.id) == "alice"
+        assert store.blocks.onnx(chain.id) == onnx
+        by_accuracy = ChainQuery(min_accuracy=0.5)
+        assert [found.id for found in store.blocks.chains(by_accuracy).items] == [chain.id]
+        again = card | {"metrics": {"accuracy": 0.8}}
+        put_chain(store, 1, card=again, job=alice)
+        assert store.blocks.chain(chain.id).card == again
+
+    def test_an_unfinished_chain_is_its_who_finishes_it_first(
+        self, make_store: Any, put_chain: Any
+    ) -> None:
+        store = make_store()
+        alice, bob = (
+            store.jobs.submit(JobKind.TRAIN, {}, owner=owner).id for owner in ("alice", "bob")
+        )
+        chain = put_chain(store, 1, card=UNFINISHED, job=alice)
+        put_chain(store, 1, card=UNFINISHED, job=bob)
+        assert store.blocks.chain_owner(chain.id) == "alice"
+        put_chain(store, 1, card={"job": bob}, job=bob)
+        assert store.blocks.chain_owner(chain.id) == "bob"
+        put_chain(store, 1, card={"job": alice}, job=alice)
+        assert store.blocks.chain(chain.id).card == {"job": bob}
+
+    def test_an_architecture_is_found_by_those_alone_whose_jobs_met_it(
+        self, make_store: Any
+    ) -> None:
+        jobs = (store := make_store()).jobs
+        made = evaluated(store, "alice")
+        (met,) = jobs.candidates(made)
+        assert jobs.architecture(met.architecture_id, owner="alice") == met.architecture
+        refusals = []
+        for unknown in (met.architecture_id, "0" * 64):
+            with pytest.raises(NotFoundError, match="no job of yours has met") as refused:
+                jobs.architecture(unknown, owner="bob")
+            refusals.append(str(refused.value).replace(unknown, "ID"))
+        assert refusals[0] == refusals[1]
+        evaluated(store, "bob")
+        assert jobs.architecture(met.architecture_id, owner="bob") == met.architecture
+        jobs.delete(made)
+        with pytest.raises(NotFoundError, match="no job of yours has met"):
+            jobs.architecture(met.architecture_id, owner="alice")
 
     def test_savings_are_counted_by_owner(self, make_store: Any) -> None:
         store = make_store()

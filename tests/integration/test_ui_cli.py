@@ -16,6 +16,7 @@ from tests.integration.seeded_zoo import Seed, seed_store
 from ui.cli import cli, run
 from ui.terminal import Command
 from zoo.client import Zoo
+from zoo.schemas import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,9 @@ def test_a_spec_file_is_overruled_by_options(tmp_path: Path, blockyard: Any) -> 
     assert spec["recipe"]["epochs"] == 1
     assert spec["recipe"]["lr"] == 0.1
     assert spec["limits"] == [{"metric": "latency_ms", "max": 3, "min": None}]
+    words = ["search", "run", "--spec", str(path), "-r", "preset=darts-cifar", "-d", "--json"]
+    expected = Recipe.model_validate({"preset": "darts-cifar"}).model_dump(mode="json")
+    assert blockyard(*words).json["spec"]["recipe"] == expected
 
 
 def test_a_search_over_a_table_names_its_evaluator(
@@ -198,6 +202,10 @@ def test_a_job_is_paused_resumed_cloned_and_cancelled(blockyard: Any) -> None:
     assert blockyard("job", "resume", job, "-d", "--json").json["state"] == "queued"
     clone = blockyard("job", "clone", "mine", "--set", "method.params.candidates=2", "-d", "--json")
     assert clone.json["spec"]["method"]["params"] == {"candidates": 2}
+    changes = ("--set", "recipe.preset=darts-cifar", "--set", "recipe.epochs=2")
+    published = blockyard("job", "clone", "mine", *changes, "-d", "--json").json["spec"]["recipe"]
+    expected = Recipe.model_validate({"preset": "darts-cifar", "epochs": 2})
+    assert published == expected.model_dump(mode="json")
     refused = blockyard("job", "delete", job, "--yes")
     assert refused.code == 1
     assert "cancel it first" in refused.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from tests import toys
 from ui.cli import cli
 from ui.terminal import Terminal
 from workers.embedded import EmbeddedWorker
+from workers.fronts_job import PRECISION, _tabled
 from zoo.jobs import CandidateState, Job, JobKind, JobRequest, JobState
 from zoo.schemas import parse_request
+from zoo.spec import Device
 from zoo.store import open_store
 from zoo.store.protocols import Store
 
@@ -129,6 +132,22 @@ def test_fronts_are_recomputed_for_a_device_without_training(
 
 def worker_device(store: Store) -> str:
     return store.devices.devices()[0].id
+
+
+def test_operations_are_taken_from_tables_of_every_page(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/zoo.db")
+    device = Device(name="cpu", kind="cpu", info={})
+    for number in range(105):
+        job = store.jobs.submit(JobKind.COST_TABLE, {})
+        claimed = store.jobs.claim("w", lease_s=60, job_id=job.id)
+        assert claimed is not None
+        table = {"precision": PRECISION, "entries": {f"op {number}": number, "op": number}}
+        result: dict[str, Any] = {"device": device.id, "table": table}
+        store.jobs.finish(job.id, claimed.token, JobState.SUCCEEDED, result=result)
+    context: Any = SimpleNamespace(store=store, job=job)
+    expected = {f"op {number}": number for number in range(105)} | {"op": 104}
+    assert _tabled(context, device) == expected
+    store.close()
 
 
 def test_fronts_of_a_job_that_has_none_are_refused(store: Store, worker: EmbeddedWorker) -> None:

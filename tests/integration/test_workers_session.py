@@ -6,15 +6,17 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import toys
+from workers.cache import Cache
 from workers.reaper import Reaper
 from workers.session import JobStoppedError, Session, Stop, Timing
 from zoo.errors import NotReadyError, StaleTokenError
 from zoo.jobs import Job, JobKind, JobRequest, JobState
-from zoo.spec import Device
+from zoo.spec import Device, Evaluation
 from zoo.store import open_store
 from zoo.store.protocols import Claimed, Store, WorkerInfo
 
@@ -188,6 +190,30 @@ def test_the_claim_of_an_evaluation_outlives_its_lease_while_it_is_held(
         while time.monotonic() < deadline:
             assert not isinstance(store.evaluations.claim("key", job="another", lease_s=1), Claimed)
             time.sleep(0.05)
+
+
+def test_a_worker_that_lost_its_job_unnoticed_does_not_take_an_evaluation_back(
+    store: Store, claimed: Job
+) -> None:
+    # Never entered, the session has no heartbeat that could notice.
+    session = Session(store, claimed, holder="w/1", timing=FAST)
+    cache = Cache(SimpleNamespace(session=session, store=store, help=lambda: None))  # type: ignore[arg-type]
+    made = Evaluation(metrics={"accuracy": 0.5}, cost_s=1.0, repeats=1, job=claimed.id)
+    taken: list[object] = []
+
+    def compute() -> Evaluation:
+        store.jobs.finish(claimed.id, claimed.token, JobState.QUEUED)
+        again = store.jobs.claim("other", lease_s=30, job_id=claimed.id)
+        assert again is not None
+        key = cache.key({"k": 1})
+        taken.append(store.evaluations.claim(key, job=again.id, token=again.token, lease_s=30))
+        return made
+
+    with pytest.raises(StaleTokenError, match=claimed.id):
+        cache.once({"k": 1}, {}, None, compute)
+    (held,) = taken
+    assert isinstance(held, Claimed)
+    store.evaluations.finish(held.key, held.token, made, info={})
 
 
 def test_the_reaper_requeues_what_a_dead_worker_left_and_tells_the_queue(

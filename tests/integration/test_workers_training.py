@@ -199,7 +199,7 @@ def test_a_chain_is_trained_on_from_its_weights_or_from_scratch(
     ("request_", "said"),
     [
         ({"chain": "nobody"}, "no chain"),
-        ({"architecture": "0" * 64}, "no job has met an architecture"),
+        ({"architecture": "0" * 64}, "no job of yours has met an architecture"),
         ({"architecture": {"space": "darts"}}, "not of the form"),
         ({"space": SPACE, "genotype": "normal: none"}, "is not of the form"),
         ({"space": SPACE, "choices": [9] * 6}, "9"),

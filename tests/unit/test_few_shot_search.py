@@ -350,10 +350,28 @@ def test_the_contest_reads_the_validation_set_alone(data: DataSet) -> None:
     assert max(c.seen for c in search._contest.contenders) == len(data.val)
 
 
+def test_random_search_trains_only_what_a_derived_cell_may_have_on_all_edges(
+    data: DataSet,
+) -> None:
+    made: Any = make_method("rsps", {"epochs": 3, "batch_size": 12}, context(DARTS, data))
+    drawn: dict[tuple[str, int], set[int]] = {}
+    for _ in range(3 * made.steps_per_epoch):
+        made.step()
+        for kind in made.arch.kinds:
+            active = made.arch.active(kind)
+            assert len(active) == made.cells.edges
+            for edge, ops in enumerate(active):
+                drawn.setdefault((kind, edge), set()).update(ops)
+    legal = {at for at, op in enumerate(DARTS.ops) if op != "none"}
+    assert set(map(frozenset, drawn.values())) == {frozenset(legal)}
+
+
 def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
     fused: Any = make_method("darts", {}, context(DARTS, data))
     with pytest.raises(InvalidInputError, match="unfused"):
         fused.operation_gradients(0, 0, hard=True)
+    with pytest.raises(InvalidInputError, match="fused to false"):
+        GmNas(context(DARTS, data), base_params={"fused": True}, checkpoints=[1], groups=[2])
     with pytest.raises(InvalidInputError, match="finds no edge"):
         GmNas(context(DARTS, data), checkpoints=[1], groups=[3], final_epochs=1)
     with pytest.raises(InvalidInputError, match="evaluator"):

@@ -78,6 +78,17 @@ def test_changes_reach_into_a_request_and_leave_it_as_it_was() -> None:
         changed(spec, ["seed.deep=1"])
 
 
+def test_a_preset_replaces_a_recipe_but_for_what_is_changed_beside_it() -> None:
+    spec = {"recipe": {"epochs": 3, "lr": 0.5}, "final_recipe": {"epochs": 12}}
+    assert changed(spec, ["recipe.preset=darts-cifar"]) == {"recipe": {"preset": "darts-cifar"}}
+    pairs = ["final_recipe.preset=darts-cifar", "final_recipe.epochs=5"]
+    expected = {"final_recipe": {"preset": "darts-cifar", "epochs": 5}}
+    assert changed(spec, pairs) == changed(spec, pairs[::-1]) == expected
+    mbconv = {"space": {"name": "mbconv", "params": {"stem": 4}}}
+    params = {"stem": 4, "preset": "cifar"}  # of a space a preset is a setting among others
+    assert changed(mbconv, ["space.params.preset=cifar"])["space"]["params"] == params
+
+
 def test_specs_are_read_from_json_and_yaml(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"data": "digits"}')
     (tmp_path / "a.yaml").write_text("data: digits\n")

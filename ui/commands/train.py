@@ -24,7 +24,7 @@ EPOCHS = 12
 @click.option("--chain", help="Chain of the zoo, by id, prefix or alias: trained on from there.")
 @click.option("--from-scratch", is_flag=True, default=None, help="Fresh weights for the chain.")
 @click.option("--candidate", metavar="JOB:NUMBER", help="Candidate of a search.")
-@click.option("--architecture", metavar="ID", help="Architecture that a job has met.")
+@click.option("--architecture", metavar="ID", help="Architecture that a job of yours has met.")
 @click.option("--space", help="Search space; see: blockyard space list.")
 @click.option("-s", "space_params", multiple=True, metavar="NAME=VALUE", help="Its settings.")
 @click.option("--genotype", help="Architecture in the space, as the space writes it.")

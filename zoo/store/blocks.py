@@ -15,7 +15,7 @@ from zoo.store.block_rows import block_of, chains_of, find_block, find_chain
 from zoo.store.findings import BlockFindings
 from zoo.store.job_rows import document
 from zoo.store.listings import list_blocks, list_chains
-from zoo.store.protocols import BlockQuery, ChainQuery, Page
+from zoo.store.protocols import UNFINISHED, BlockQuery, ChainQuery, Page
 from zoo.store.tables import (
     AliasRow,
     BlockRow,
@@ -96,8 +96,12 @@ class SqlBlocks(BlockFindings):
             if not self._database.upsert(session, ChainRow, values, keys=("id",)):
                 row = session.get_one(ChainRow, chain.id, with_for_update=True)
                 _check_owner(f"chain {row.id}", row.owner, owner, guard=guard)
-                changes = {name: values[name] for name in updated}
-                session.execute(update(ChainRow).where(ChainRow.id == row.id).values(changes))
+                if owner is None and job is not None and values["owner"] != row.owner:
+                    # Another owner's job made the same; whoever finished it first keeps it.
+                    updated = updated | {"owner"} if row.card == UNFINISHED != card else set()
+                if updated:
+                    changes = {name: values[name] for name in updated}
+                    session.execute(update(ChainRow).where(ChainRow.id == row.id).values(changes))
             for position, block in enumerate(chain.blocks):
                 part = {"chain_id": chain.id, "position": position, "block_id": block.id}
                 keys = ("chain_id", "position")

@@ -13,7 +13,7 @@ from zoo.canonical import Json
 from zoo.errors import NotFoundError, StaleTokenError
 from zoo.spec import Evaluation
 from zoo.store.database import Database
-from zoo.store.job_rows import document
+from zoo.store.job_rows import document, held_job
 from zoo.store.protocols import Claimed, InFlight
 from zoo.store.tables import EvaluationRow
 
@@ -24,11 +24,15 @@ class SqlEvaluations:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(self, key: str, *, job: str, lease_s: float) -> Evaluation | Claimed | InFlight:
+    def claim(
+        self, key: str, *, job: str, lease_s: float, token: int | None = None
+    ) -> Evaluation | Claimed | InFlight:
         now = self._database.now()
         expires = now + timedelta(seconds=lease_s)
         fresh = {"key": key, "token": 1, "claimed_by": job, "lease_expires_at": expires}
         with self._database.write() as session:
+            if token is not None:
+                held_job(session, job, token)
             if self._database.upsert(session, EvaluationRow, fresh, keys=("key",)):
                 return Claimed(key=key, token=1)
             row = self._row(session, key)

@@ -16,6 +16,7 @@ from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.spec import Block, Chain, Device, Evaluation, Profile
 from zoo.store.values import (
     SCOPES,
+    UNFINISHED,
     ApiKey,
     BlockQuery,
     ChainQuery,
@@ -32,6 +33,7 @@ from zoo.store.values import (
 
 __all__ = [
     "SCOPES",
+    "UNFINISHED",
     "ApiKey",
     "BlockQuery",
     "BlockStore",
@@ -113,6 +115,8 @@ class BlockStore(Protocol):
 
         A chain stays its first owner's: ``owner``, else the owner of ``job``. With
         ``guard``, here and below, what belongs to another than ``owner`` is not changed.
+        Of several owners' jobs that come to the same chain, the first that gives it a card
+        other than ``UNFINISHED`` owns it, and the others change nothing.
 
         Raises:
             ForbiddenError: ``guard`` is set and the chain is another owner's.
@@ -289,11 +293,14 @@ class JobStore(Protocol):
 
     def candidates(self, job_id: str, *, arm: Arm | None = None) -> tuple[Candidate, ...]: ...
 
-    def architecture(self, architecture_id: str) -> Mapping[str, Json]:
-        """Return the architecture with this id that some job has met.
+    def architecture(self, architecture_id: str, *, owner: str) -> Mapping[str, Json]:
+        """Return the architecture with this id that a job of ``owner`` has met.
+
+        Ids are contents' hashes, so that anybody can name any: what others have met is
+        refused as what nobody has.
 
         Raises:
-            NotFoundError: No candidate ever had it.
+            NotFoundError: No candidate of a job of ``owner`` has it.
         """
 
     def savings(
@@ -328,11 +335,17 @@ class JobStore(Protocol):
 class EvaluationStore(Protocol):
     """Evaluations shared by all jobs: each key is evaluated once, by one job at a time."""
 
-    def claim(self, key: str, *, job: str, lease_s: float) -> Evaluation | Claimed | InFlight:
+    def claim(
+        self, key: str, *, job: str, lease_s: float, token: int | None = None
+    ) -> Evaluation | Claimed | InFlight:
         """Return the evaluation of ``key``, or the duty to make it, or who is making it.
 
         A claim whose lease expired, or that the same job holds, is taken over under a
-        new token.
+        new token. With ``token``, that of the job's present claim, only its present worker
+        takes it over: one that lost the job, but has not noticed yet, is refused.
+
+        Raises:
+            StaleTokenError: ``token`` is given, and the job was taken over or moved on.
         """
 
     def extend(self, key: str, token: int, *, lease_s: float) -> None: ...

@@ -168,13 +168,20 @@ class JobRecords:
                 _candidate_of(row, architecture) for row, architecture in session.execute(statement)
             )
 
-    def architecture(self, architecture_id: str) -> Mapping[str, Json]:
+    def architecture(self, architecture_id: str, *, owner: str) -> Mapping[str, Json]:
+        met = (
+            select(CandidateRow.job_id)
+            .join(JobRow, CandidateRow.job_id == JobRow.id)
+            .where(CandidateRow.architecture_id == ArchitectureRow.id, JobRow.owner == owner)
+            .exists()
+        )
+        statement = select(ArchitectureRow).where(ArchitectureRow.id == architecture_id, met)
         with self._database.read() as session:
-            row = session.get(ArchitectureRow, architecture_id)
+            row = session.scalars(statement).first()
             if row is None:
                 raise NotFoundError(
-                    f"no job has met an architecture {architecture_id!r:.100}; give its whole id, "
-                    "or its space and genotype"
+                    f"no job of yours has met an architecture {architecture_id!r:.100}; give its "
+                    "whole id, or its space and genotype"
                 )
             return dict(row.document)
 

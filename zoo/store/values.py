@@ -13,6 +13,9 @@ from zoo.spec import Device
 
 T = TypeVar("T")
 
+UNFINISHED: Mapping[str, Json] = {"unfinished": True}
+"""The card of a chain that is stored but not yet measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[T]):

@@ -104,8 +104,8 @@ class GmNas(SplitSearch):
         candidates: Architectures that each sub-supernet sends to the contest.
 
     Raises:
-        InvalidInputError: The base cannot be split, or not so often, or a number is out of
-            range.
+        InvalidInputError: The base cannot be split, or not so often, or is fused, or a
+            number is out of range.
     """
 
     def __init__(
@@ -158,7 +158,9 @@ class GmNas(SplitSearch):
             rounds=-(-batches // ROUND),
             candidates=published.candidates if candidates is None else candidates,
         )
-        self._race_of(0, 0)  # refuses numbers that are out of range now, not at the first split
+        # What the first split would refuse, after epochs of training, is refused now.
+        self._race_of(0, 0)
+        self.base.check_measurable()
 
     @property
     def passes(self) -> int:

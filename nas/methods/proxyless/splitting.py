@@ -86,6 +86,9 @@ class Splitting:
         """Draw weights and alphas anew; forget optimisers and steps."""
         self._start()
 
+    def check_measurable(self) -> None:
+        """Accept every network: paths are modules of their own."""
+
     def operation_gradients(self, edge: int, batch: int, *, hard: bool) -> OperationGradients:
         """Return the gradients of the weights' loss with ``edge`` set to each allowed operation.
 
