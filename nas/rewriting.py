@@ -100,7 +100,7 @@ def expansion(graph: Graph) -> str:
             values.append(total)
         elif vertex.op == ZERO:
             values.append(Counter())
-        elif vertex.op.startswith(LINEAR):
+        elif _linear(vertex):
             values.append(Counter({(*term, vertex.op): n for term, n in total.items()}))
         else:
             values.append(_atom(vertex, inputs))
@@ -257,12 +257,17 @@ def _add_dead_branch(graph: Graph, rng: random.Random) -> Graph | None:
     return _edit(graph, at, build)
 
 
+def _linear(vertex: Vertex) -> bool:
+    """Say whether a vertex pools and does nothing else: no convolution, no normalisation."""
+    return vertex.op.startswith(LINEAR) and not vertex.parametric
+
+
 def _distribute(graph: Graph, rng: random.Random) -> Graph | None:
     """Pool the terms of a sum rather than the sum."""
     at = _pick(
         graph,
         rng,
-        lambda vertex: vertex.op.startswith(LINEAR) and graph.vertices[vertex.inputs[0]].op == SUM,
+        lambda vertex: _linear(vertex) and graph.vertices[vertex.inputs[0]].op == SUM,
     )
 
     def build(made: Graph, vertex: Vertex) -> int:
@@ -277,8 +282,8 @@ def _factor(graph: Graph, rng: random.Random) -> Graph | None:
     vertices = graph.vertices
 
     def pooled(vertex: Vertex) -> list[int]:
-        kinds = Counter(vertices[at].op for at in vertex.inputs)
-        op = next((op for op, n in kinds.items() if n > 1 and op.startswith(LINEAR)), None)
+        kinds = Counter(vertices[at].op for at in vertex.inputs if _linear(vertices[at]))
+        op = next((op for op, n in kinds.items() if n > 1), None)
         return [place for place, at in enumerate(vertex.inputs) if vertices[at].op == op]
 
     at = _pick(graph, rng, lambda vertex: vertex.op == SUM and bool(pooled(vertex)))
