@@ -129,6 +129,8 @@ class Scorer:
                 "search without a latency table"
             )
         self._cache = Cache(context, scope=scope_of(context.job, reuse=request.reuse))
+        # What is no candidate's, such as an operation's time, is shared whatever is asked of them.
+        parts = Cache(context, scope=scope_of(context.job, reuse=True))
         self.latencies = latencies_of(
             context,
             request,
@@ -136,7 +138,7 @@ class Scorer:
             data=facts.digest,
             inputs=TensorSpec.from_json(facts.inputs),
             num_classes=facts.num_classes,
-            once=lambda terms, info, make: self._cache.once(terms, info, None, make).evaluation,
+            once=lambda terms, info, make: parts.once(terms, info, None, make).evaluation,
         )
         self._ledger = ledger
         self._memory = Deduping[Architecture](
