@@ -28,7 +28,7 @@ from nas.recipe import FixedRecipe as FixedRecipe
 from nas.recipe import Recipe as Recipe
 from nas.recipe import describe_recipe as describe_recipe
 from nas.recipe import fixed
-from zoo.errors import InvalidInputError, TrainerError
+from zoo.errors import InvalidInputError, TrainerCrashError, TrainerError
 from zoo.rng import derive_seed
 
 EVAL_BATCH = 512
@@ -90,7 +90,8 @@ def train(
     Raises:
         InvalidInputError: The network lacks what the recipe asks for (paths to drop, say),
             or ``resume`` is of another training.
-        TrainerError: The loss is not finite, or the device ran out of memory.
+        TrainerError: The loss is not finite.
+        TrainerCrashError: The device ran out of memory, which may pass.
     """
     started = clock()
     data = data.to(device)
@@ -115,7 +116,7 @@ def train(
         training.finish()
         scored = accuracy(module, data, data.val)
     except torch.OutOfMemoryError as error:
-        raise TrainerError(
+        raise TrainerCrashError(
             f"{device} ran out of memory at batch size {recipe.batch_size}; "
             f"use a smaller one: {error}"
         ) from error

@@ -28,10 +28,14 @@ class UnconfirmedError(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """An evaluation, and whether it was there: made before, or by somebody waited for."""
+    """An evaluation, and whether it was there: made before, or by somebody waited for.
+
+    ``own`` says that it was made of the very architecture that asked.
+    """
 
     evaluation: Evaluation
     reused: bool
+    own: bool = True
 
     def by(self, job: str) -> bool:
         """Say whether ``job`` paid for it."""
@@ -90,9 +94,8 @@ class Cache:
                 key, job=session.job.id, token=session.token, lease_s=session.timing.lease_s
             )
             if isinstance(found, Evaluation):
-                if known is not None:
-                    self._confirm(known, key)
-                return Found(found, reused=True)
+                own = known is None or self._confirm(known, key)
+                return Found(found, reused=True, own=own)
             if isinstance(found, Claimed):
                 made = self._make(found, info, compute)
                 if made is not None:
@@ -119,10 +122,11 @@ class Cache:
                 return made
         return None
 
-    def _confirm(self, known: Known, key: str) -> None:
+    def _confirm(self, known: Known, key: str) -> bool:
+        """Say whether a hit is of the same architecture; another's must be confirmed."""
         certificate = known.matches(self._evaluations, key)
         if certificate is None or certificate.confirmed:
-            return
+            return certificate is None
         self._context.session.log(
             f"a hit of the functional hash is not confirmed: {certificate.reason}; "
             f"architecture {known.architecture_id} is evaluated by itself",

@@ -18,11 +18,16 @@ from zoo.store.protocols import EvaluationStore
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A candidate's identities: canonical, and functional where there is one."""
+    """A candidate's identities: canonical, and functional where there is one.
+
+    ``network`` is the digest of what is built of it. Networks of one signature may differ in
+    it, and so in all that they cost.
+    """
 
     architecture_id: str
     signature: Signature
     proof: Proof | None = None
+    network: str | None = None
 
     @classmethod
     def from_json(cls, architecture_id: str, head: Mapping[str, Any]) -> Self:
@@ -31,6 +36,7 @@ class Known:
             architecture_id=architecture_id,
             signature=Signature(key=head["signature"], alternates=tuple(head["alternates"])),
             proof=Proof.from_json(head["proof"]),
+            network=head["network"],
         )
 
     def found_in(self, evaluations: EvaluationStore, *, scope: str | None = None) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nas import checkpoint
-from nas.cost import preview
+from nas.cost import cost, preview
 from nas.data import DataSet, load_dataset
 from nas.evaluation import EvaluatorContext, Latency
 from nas.identity import identify
@@ -41,6 +41,7 @@ from workers import cost_duties, training_duties
 from workers.training_duties import Curve, StateKeeper
 from workers.wire import Message
 from zoo.builders import ChainModule, build_chain
+from zoo.canonical import content_id, plain
 from zoo.errors import ConflictError, UnknownNameError
 from zoo.schemas import Limit, Recipe
 from zoo.spec import Architecture, BlockSpec, TensorSpec
@@ -88,6 +89,7 @@ class Duties:
         duties = {
             "facts": self.facts,
             "signature": self.signature,
+            "cost": self.cost,
             "evaluator": self.evaluator,
             "evaluate": self.evaluate,
             "measure": self.measure,
@@ -130,16 +132,25 @@ class Duties:
         )
 
     def signature(self, args: Json, _: Blobs) -> Message:
-        """Hash what an architecture computes."""
+        """Hash what an architecture computes, and the description of what is built of it."""
         space, architecture, data = self._candidate(args)
-        found = identify(space, architecture, inputs=data.inputs, num_classes=data.num_classes)
+        task: Any = {"inputs": data.inputs, "num_classes": data.num_classes}
+        found = identify(space, architecture, **task)
+        blocks = [spec.to_json() for spec in space.blocks(architecture, **task)]
         head = {
             "kind": "signature",
             "signature": found.signature.key,
             "alternates": list(found.signature.alternates),
             "proof": found.proof.to_json(),
+            "network": content_id(plain(blocks)),
         }
         return Message(head)
+
+    def cost(self, args: Json, _: Blobs) -> Message:
+        """Count what an architecture costs, untrained."""
+        space, architecture, data = self._candidate(args)
+        module = space.build(architecture, inputs=data.inputs, num_classes=data.num_classes)
+        return Message({"kind": "cost", "metrics": cost(module, data.inputs).metrics()})
 
     def evaluator(self, args: Json, _: Blobs) -> Message:
         """Describe an evaluator: all that determines its scores, and of what nature they are."""

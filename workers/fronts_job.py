@@ -199,10 +199,13 @@ def _calibrated(
 
 
 def _judged(context: JobContext, job: Job, search: SearchRequest) -> list[Candidate]:
-    """Return the search's candidates with all objectives but latency, equal ones once."""
+    """Return the search's candidates with all objectives but latency, each architecture once.
+
+    Those that compute the same may differ in what they cost.
+    """
     others = [name for name in search.objectives if name != LATENCY]
-    found: dict[Any, Candidate] = {}
+    found: dict[str, Candidate] = {}
     for item in context.store.jobs.candidates(job.id, arm=Arm.SEARCH):
         if item.state is CandidateState.EVALUATED and all(n in item.metrics for n in others):
-            found.setdefault(item.signature or item.architecture_id, item)
+            found.setdefault(item.architecture_id, item)
     return list(found.values())

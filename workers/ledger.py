@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nas.dedup import Deduping
@@ -21,6 +21,7 @@ class Ledger:
     ``memories`` are what each arm remembers of its scores. ``poison`` is signature → who
     failed, and ``proofs`` is what is known of those. By architecture id, ``signatures`` are
     those under which evaluations are kept, and ``identities`` the latest that were asked for.
+    ``costs`` is what was counted of each network that is built.
     """
 
     memories: dict[Arm, Deduping[Architecture]] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Ledger:
     proofs: dict[str, Known] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     identities: dict[str, Known] = field(default_factory=dict)
+    costs: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Ledger:

@@ -2,9 +2,11 @@
 
 A candidate's scores are kept under two keys. Training is keyed by what the network
 computes (its functional signature) and everything that determines its scores; latency by
-the same signature, the device, the runtime and the batch size, or by the digest of the table
-that prices it (``workers.latency``). So a search for another
-device reuses all training, and a measurement is never repeated. Scores that an evaluator
+what is built (its blocks), the device, the runtime and the batch size, or by the digest of
+the table that prices it (``workers.latency``). So a search for another
+device reuses all training, and a measurement is never repeated. Networks that compute the
+same may differ in cost, since a branch that changes nothing is run all the same: of a hit
+only what training found is taken, and its cost is counted anew. Scores that an evaluator
 looks up are kept by architecture, and nothing is measured beside them.
 
 How often a function is evaluated, and which proposals are refused, is the request's policy
@@ -19,7 +21,7 @@ hit is confirmed; else the candidate is told apart, by its architecture behind i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +31,7 @@ from workers.confirmation import Known
 from workers.context import JobContext
 from workers.facts import Facts
 from workers.fitting import Kept, log_curve, train_remotely
-from workers.latency import Latencies, TabledLatencies, latencies_of
+from workers.latency import PREDICTED, Latencies, TabledLatencies, latencies_of
 from workers.ledger import Ledger
 from workers.session import numbers
 from workers.supervisor import Limits
@@ -39,12 +41,20 @@ from zoo.errors import (
     CorruptArtifactError,
     InvalidInputError,
     RunnerError,
+    TrainerCrashError,
     TrainerError,
+    TrainerTimeoutError,
 )
 from zoo.jobs import Arm, Candidate, CandidateState
 from zoo.rng import derive_seed
 from zoo.schemas import Limit, SearchRequest
 from zoo.spec import Architecture, Device, Evaluation, TensorSpec
+
+COUNTED = ("flops", "num_params", "size_bytes", "peak_bytes")
+"""Metrics of what is built, whatever it computes: counted."""
+
+TIMED = ("latency_ms", "latency_p95_ms", PREDICTED)
+"""Metrics of what is built, whatever it computes: measured or priced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,8 @@ class Scorer:
                 "search without a latency table"
             )
         self._cache = Cache(context, scope=scope_of(context.job, reuse=request.reuse))
+        # What is no candidate's, such as an operation's time, is shared whatever is asked of them.
+        parts = Cache(context, scope=scope_of(context.job, reuse=True))
         self.latencies = latencies_of(
             context,
             request,
@@ -126,7 +138,7 @@ class Scorer:
             data=facts.digest,
             inputs=TensorSpec.from_json(facts.inputs),
             num_classes=facts.num_classes,
-            once=lambda terms, info, make: self._cache.once(terms, info, None, make).evaluation,
+            once=lambda terms, info, make: parts.once(terms, info, None, make).evaluation,
         )
         self._ledger = ledger
         self._memory = Deduping[Architecture](
@@ -211,11 +223,7 @@ class Scorer:
         source: Latencies = self.latencies
         if isinstance(source, TabledLatencies) and source.of_target:
             source = source.measured
-        try:
-            found = self._timed(architecture, known, signature, source=source)
-        except UnconfirmedError:
-            apart = self._told_apart(architecture)
-            found = self._timed(architecture, known, apart, source=source)
+        found = self._timed(architecture, known, signature, source=source)
         return found.evaluation.metrics["latency_ms"]
 
     def _score(self, candidate: Candidate, architecture: Architecture) -> Candidate:
@@ -236,6 +244,10 @@ class Scorer:
                 candidate = dataclasses.replace(candidate, signature=own)
                 done = self._scored(candidate, architecture, known)
         except (TrainerError, InvalidInputError, RunnerError, CorruptArtifactError) as error:
+            passing = isinstance(error, TrainerCrashError | TrainerTimeoutError)
+            if passing and candidate.signature:  # one of less cost may well end in time
+                own = self._told_apart(architecture)
+                candidate = dataclasses.replace(candidate, signature=own)
             done = dataclasses.replace(
                 candidate, state=CandidateState.FAILED, reason=str(error), feasible=False
             )
@@ -267,6 +279,8 @@ class Scorer:
         else:
             found = self._sample(candidate, architecture, known, number)
             trained = _share(found, paid=found.by(candidate.job) and number >= max(totals))
+            used.append(found)
+        counted = self._counted(architecture, known, used)
         shares = [trained]
         measured: Mapping[str, float] = {}
         if "latency_ms" not in trained.evaluation.metrics and not self._looks_up:
@@ -275,12 +289,13 @@ class Scorer:
             measured = timed.evaluation.metrics
             shares.append(_share(timed, paid=timed.by(candidate.job) and not any(totals)))
         recalled = self._memory.score(architecture, lambda *_: trained.evaluation.metrics)
-        metrics = {**recalled.metrics, **measured}
+        metrics = {**recalled.metrics, **counted, **measured}
+        spread = {**recalled.spread, **dict.fromkeys(counted, 0.0)}
         return dataclasses.replace(
             candidate,
             state=CandidateState.EVALUATED,
             metrics=metrics,
-            spread=recalled.spread if recalled.repeats > 1 else {},
+            spread=spread if recalled.repeats > 1 else {},
             repeats=recalled.repeats,
             feasible=within(self._request.limits, metrics),
             reused_from=trained.evaluation.job if trained.spared else None,
@@ -300,6 +315,27 @@ class Scorer:
             lambda: self._train(candidate, architecture, number),
         )
 
+    def _counted(
+        self, architecture: Architecture, known: Known, used: Sequence[Found]
+    ) -> dict[str, float]:
+        """Return the cost of a candidate's own network, of which evaluations report some.
+
+        It is in those that were made of the candidate; else it is counted.
+        """
+        reported = [name for name in COUNTED if name in used[0].evaluation.metrics]
+        if not reported or known.network is None:
+            return {}
+        costs = self._ledger.costs
+        if known.network not in costs:
+            own = next((it.evaluation.metrics for it in used if it.own), None)
+            if own is None:
+                args = {"architecture": architecture.to_json(), "data": self._request.data}
+                with self._context.session.device(self._training, "shared"):
+                    head = self._context.call("cost", args, limits=self._limits()).head
+                own = numbers(head["metrics"])
+            costs[known.network] = own
+        return {name: costs[known.network][name] for name in reported}
+
     def _remember(self, candidate: Candidate, architecture: Architecture) -> None:
         """Have the memory learn again what a candidate on record had taught it."""
 
@@ -313,7 +349,7 @@ class Scorer:
                 "candidate has on record stands for it",
                 level="warning",
             )
-            timed = () if self._looks_up else ("latency_ms", "latency_p95_ms")
+            timed = () if self._looks_up else TIMED
             return {name: it for name, it in candidate.metrics.items() if name not in timed}
 
         self._memory.score(architecture, evaluate)
@@ -341,9 +377,9 @@ class Scorer:
     ) -> Found:
         asked = source or self.latencies
         return self._cache.once(
-            {"latency": asked.terms(), "signature": signature, **(unique or {})},
+            {"latency": asked.terms(), "network": known.network, **(unique or {})},
             self._info(known, signature) | asked.info() | {"kind": "latency"},
-            known,
+            None,
             lambda: asked.of(architecture),
         )
 
@@ -367,8 +403,9 @@ class Scorer:
         return self._ledger.signatures[architecture.id]
 
     def _told_apart(self, architecture: Architecture) -> str:
-        """Return a signature of its own for an architecture whose hit is not confirmed."""
-        own = f"{self._signature(architecture)}-{architecture.id}"
+        """Return a signature of its own for an architecture, whatever else computes the same."""
+        signature, name = self._signature(architecture), f"-{architecture.id}"
+        own = signature if signature.endswith(name) else f"{signature}{name}"
         self._ledger.signatures[architecture.id] = own
         return own
 

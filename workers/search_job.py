@@ -26,7 +26,7 @@ from workers.latency import TabledLatencies
 from workers.ledger import Ledger
 from workers.publish import Publisher
 from workers.remote_method import RemoteMethod
-from workers.scoring import Scorer, within
+from workers.scoring import COUNTED, TIMED, Scorer, within
 from workers.session import Stop, numbers
 from zoo.canonical import Json
 from zoo.errors import (
@@ -398,7 +398,7 @@ class _Search:
         for step, digest in self._context.store.jobs.checkpoints(self._context.job.id):
             try:
                 state = _State(**checkpoint.unpack(self._context.store.files.get(digest)))
-            except (CorruptArtifactError, NotFoundError) as error:
+            except (CorruptArtifactError, NotFoundError, TypeError) as error:  # or of other fields
                 self._session.log(f"checkpoint {step} is unusable: {error}", level="warning")
                 continue
             self._session.log(f"resumed from the checkpoint after step {step}")
@@ -431,12 +431,18 @@ class _Search:
         """Return the numbers of the feasible candidates that none dominates.
 
         Of candidates that compute the same the last one's scores count for all: they are the
-        mean of the most evaluations.
+        mean of the most evaluations. What each one costs is its own.
         """
         objectives = self._request.objectives
         scored = [item for item in self._candidates(arm) if item.state is CandidateState.EVALUATED]
         last = {item.signature: item.metrics for item in scored} if self._request.reuse else {}
-        metrics = {item.number: last.get(item.signature, item.metrics) for item in scored}
+        metrics = {
+            item.number: {
+                **last.get(item.signature, item.metrics),
+                **{name: it for name, it in item.metrics.items() if name in (*COUNTED, *TIMED)},
+            }
+            for item in scored
+        }
         numbers = [
             number
             for number, found in metrics.items()

@@ -80,7 +80,7 @@ class _Cell:
     def draw(self, previous: _Drawn | None, current: _Drawn) -> _Drawn:
         """Draw the cell on its inputs and return its concatenation."""
         fitted = _conv_norm(current.width, self._thin, self._eps)
-        states = [_Drawn(self._apply("current", fitted, current.vertex), self._thin)]
+        states = [_Drawn(self._apply("squeeze current", fitted, current.vertex), self._thin)]
         states.append(self._fit_previous(previous, current))
         for *sides, combine in self._wiring.blocks:
             ends = [self._operation(name, state, states[state]) for name, state in sides]
@@ -106,7 +106,7 @@ class _Cell:
             return previous
         else:
             make = _conv_norm(previous.width, self._thin, self._eps)
-        return _Drawn(self._apply("previous", make, previous.vertex), self._thin)
+        return _Drawn(self._apply("squeeze previous", make, previous.vertex), self._thin)
 
     def _operation(self, name: str, state: int, source: _Drawn) -> int:
         stride = 2 if self._reduces and state < 2 else 1

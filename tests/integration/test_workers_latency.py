@@ -20,7 +20,7 @@ from tests import toys
 from ui.commands.search import request, search_run
 from workers.embedded import EmbeddedWorker
 from zoo.canonical import content_id
-from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobState
+from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobRequest, JobState
 from zoo.schemas import parse_request
 from zoo.spec import Architecture, TensorSpec
 from zoo.store import open_store
@@ -171,6 +171,35 @@ def test_what_a_table_of_no_device_here_lacks_is_an_error_or_predicted(
     assert all(item.metrics["latency_ms"] > 0 for item in searched(store, done))
     assert done.result is not None
     assert done.result["latency"]["source"] == "predictor"  # type: ignore[index,call-overload]
+
+
+def test_a_repeat_of_a_candidate_whose_evaluation_is_gone_is_scored(
+    store: Store, worker: EmbeddedWorker, built: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "toy-listed", "params": {"choices": [[0, 0]] * 4}}
+    spec = {
+        "method": method,
+        "latency": {"kind": "table", "job": built.id},
+        "space": {"delay_s": 0.1},
+        "max_duplicates": 4,
+    }
+    job = submit(store, seed=25, **spec)
+
+    def scored() -> bool:
+        found = store.jobs.candidates(job.id, arm=Arm.SEARCH)
+        return any(item.state is CandidateState.EVALUATED for item in found)
+
+    toys.wait_for(scored, what="a candidate")
+    store.jobs.request(job.id, JobRequest.PAUSE)
+    toys.wait_for(lambda: store.jobs.job(job.id).state is JobState.PAUSED, what="the pause")
+    # All is replayed from the record, and what was evaluated is not there to learn from.
+    monkeypatch.setattr(type(store.jobs), "checkpoints", lambda *_: ())
+    monkeypatch.setattr(type(store.evaluations), "get", lambda *_: None)
+    store.jobs.resume(job.id)
+    toys.succeeded(store, job.id)
+    found = searched(store, job)
+    assert [item.repeats for item in found] == [1, 2, 3, 4]
+    assert any("is gone" in event.message for event in store.jobs.events(job.id))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from nas.cost.analytic import cost
+from nas.plugins import make_space
 from tests import toys
 from workers.embedded import EmbeddedWorker
 from zoo.errors import InvalidInputError
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.schemas import parse_request
+from zoo.spec import TensorSpec
 from zoo.store import open_store
 from zoo.store.protocols import Store
 
@@ -242,6 +245,53 @@ def test_the_front_with_the_cache_is_the_front_without_it(store: Store) -> None:
     assert fronts[0] == fronts[1]
     assert store.jobs.savings(cached[0].job)["evaluations"] <= 4
     assert store.jobs.savings(trained[0].job)["evaluations"] == 12
+
+
+CELL = "|skip_connect~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_networks_of_one_function_share_a_training_and_have_costs_of_their_own(
+    store: Store, repeats: int
+) -> None:
+    # The first edge of each reaches no output. It runs a convolution, a pool (which counts no
+    # multiply-accumulates), or nothing; the last one is the first one again.
+    dead = ("nor_conv_3x3", "none", "avg_pool_3x3", "skip_connect", "nor_conv_3x3")
+    params = {"channels": 4, "cells": 1}
+    space = make_space("nas-bench-201", params)
+    cells = [space.parse(f"|{operation}~0|+{CELL}") for operation in dead]  # type: ignore[attr-defined]
+    inputs = TensorSpec(shape=(1, 16, 16))
+    built = [space.build(cell, inputs=inputs, num_classes=10) for cell in cells]
+    costs = [cost(module, inputs).metrics() for module in built]
+    assert costs[0]["flops"] > 1.5 * costs[1]["flops"]
+    spec = toys.search(
+        seed=120 + repeats,
+        winners=0,
+        limits=[{"metric": "num_params", "max": costs[1]["num_params"]}],
+        max_duplicates=repeats,
+        method={"name": "toy-listed", "params": {"choices": [cell.choices for cell in cells]}},
+    ) | {"space": {"name": "nas-bench-201", "params": params}}
+    ended = toys.succeeded(store, store.jobs.submit(JobKind.SEARCH, spec).id)
+    found = store.jobs.candidates(ended.id, arm=Arm.SEARCH)
+    assert [item.architecture_id for item in found] == [cell.id for cell in cells]
+    assert len({item.signature for item in found}) == 1
+    assert trace(found) == ("e" * repeats + "h" * 5)[:5]
+    for item, counted in zip(found, costs, strict=True):
+        assert {name: item.metrics[name] for name in counted} == counted
+        assert all(item.spread.get(name, 0.0) == 0 for name in counted)
+        assert item.feasible is (counted["num_params"] == costs[1]["num_params"])
+    # Only what is the same network has the same latency.
+    latency = [item.metrics["latency_ms"] for item in found]
+    assert latency[4] == latency[0]
+    assert len(set(latency)) == 4
+    assert ended.result is not None
+    assert set(ended.result["front"]) == {1, 2, 3}  # type: ignore[arg-type]
+    # Where all is found, nothing is of another network either.
+    again = toys.succeeded(store, store.jobs.submit(JobKind.SEARCH, spec, owner="bob").id)
+    theirs = store.jobs.candidates(again.id, arm=Arm.SEARCH)
+    assert [item.metrics for item in theirs] == [item.metrics for item in found]
+    assert sum(item.cost_s for item in theirs) == 0
 
 
 @pytest.mark.parametrize(

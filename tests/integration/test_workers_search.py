@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nas import checkpoint
 from tests import toys
 from workers.embedded import EmbeddedWorker
 from zoo.errors import CorruptArtifactError, NotFoundError
@@ -155,17 +156,22 @@ def test_a_poison_candidate_is_quarantined_and_the_job_goes_on(
     store: Store, worker: EmbeddedWorker, fault: str, why: str, attempts: str
 ) -> None:
     space = {"widths": [4, 8], "faults": {"4": fault}}
-    job = submit(store, seed=3, candidates=6, space=space)
+    # One that fails, itself again, one that computes the same, that again, and a good one.
+    proposed = [[0, 0], [0, 0], [0, 1], [0, 1], [1, 0]]
+    method = {"name": "toy-listed", "params": {"choices": proposed}}
+    job = submit(store, seed=3, method=method, space=space)
     toys.succeeded(store, job.id)
-    by_state: dict[CandidateState, list[Candidate]] = {}
-    for item in store.jobs.candidates(job.id, arm=Arm.SEARCH):
-        by_state.setdefault(item.state, []).append(item)
-    failed = by_state[CandidateState.FAILED]
-    assert by_state[CandidateState.EVALUATED]
-    assert why in (failed[0].reason or "")
-    assert failed[0].attempt == (3 if attempts else 1)
-    assert attempts in (failed[0].reason or "")
-    assert all("computes the same" in (item.reason or "") for item in failed[1:])
+    *failed, good = store.jobs.candidates(job.id, arm=Arm.SEARCH)
+    assert good.state is CandidateState.EVALUATED
+    assert {item.state for item in failed} == {CandidateState.FAILED}
+    # A fault may be one of cost, which others that compute the same need not have.
+    tried = [True, False, bool(attempts), False]
+    for item, itself in zip(failed, tried, strict=True):
+        reason = item.reason or ""
+        assert why in reason
+        assert attempts in reason
+        assert ("computes the same" in reason) is not itself
+        assert item.attempt == (3 if attempts and itself else 1)
 
 
 def test_a_search_without_one_good_candidate_fails_with_the_reason(
@@ -240,6 +246,26 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(
     assert any("is unusable" in line for line in said)
     assert any(line.startswith("resumed from the checkpoint") for line in said)
     assert previous
+
+
+def test_a_checkpoint_of_other_fields_is_unusable(
+    store: Store, worker: EmbeddedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(store, seed=12, space={"delay_s": 0.05}, reuse=False, candidates=8, winners=0)
+    toys.wait_for(lambda: store.jobs.checkpoints(job.id), what="a checkpoint")
+    store.jobs.request(job.id, JobRequest.PAUSE)
+    toys.wait_for(lambda: store.jobs.job(job.id).state is JobState.PAUSED, what="the pause")
+    written = {digest for _, digest in store.jobs.checkpoints(job.id)}
+    get = type(store.files).get
+    foreign = checkpoint.pack({"phase": "search", "something": 1})
+    monkeypatch.setattr(
+        type(store.files), "get", lambda it, key: foreign if key in written else get(it, key)
+    )
+    store.jobs.resume(job.id)
+    toys.succeeded(store, job.id)
+    said = [event.message for event in store.jobs.events(job.id)]
+    assert sum("is unusable" in line and "something" in line for line in said) == len(written)
+    assert len(store.jobs.candidates(job.id, arm=Arm.SEARCH)) == 8
 
 
 def test_a_gradient_search_goes_on_bit_for_bit_after_a_pause_and_a_dead_trainer(

@@ -6,12 +6,14 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from nas.methods.ranking import Ranked
+from nas.methods.stepping import Sampling
 from nas.plugins import MethodContext
 from nas.protocols import StepReport
 from zoo.builders import build_chain, register
@@ -101,6 +103,28 @@ class ToySpace:
 
     def _make(self, width: int, twin: int) -> Architecture:
         return Architecture(space=self.describe(), choices=(width, twin))
+
+
+class ToyListed(Sampling):
+    """Proposes the architectures that it is given, in order.
+
+    Args:
+        context: The space they are of.
+        choices: What each of them chooses.
+    """
+
+    def __init__(self, context: MethodContext, choices: Sequence[Sequence[int]]) -> None:
+        super().__init__(context, len(choices))
+        self._choices = choices
+
+    def _ask(self, seed: int) -> tuple[int, ...]:
+        return tuple(self._choices[len(self._records)])
+
+    def _tell(self, ranked: Ranked | None) -> None:
+        """Nothing is learnt."""
+
+    def _forget(self) -> None:
+        """Nothing was kept."""
 
 
 class ToyDescent:
