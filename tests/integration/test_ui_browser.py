@@ -268,7 +268,7 @@ def test_a_search_is_previewed_submitted_watched_and_cancelled(
     page.keyboard.press("Control+Enter")
     expect(page.get_by_text("--limit 'latency_ms<=1000'")).to_be_visible()
     page.get_by_role("button", name="Preview the cost").click()
-    expect(page.get_by_text("The limits can be met.")).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("The limits can be met.")).to_be_visible(timeout=200_000)
     expect(page.get_by_text("Architectures in the space")).to_be_visible()
     page.get_by_role("button", name="Submit the search").click()
     expect(page.get_by_role("heading", name="from the browser")).to_be_visible()
