@@ -317,6 +317,9 @@ class Proxyless(Splitting):
             for choices in islice(found, max(k, 0))
         ]
 
+    def check_measurable(self) -> None:
+        """Accept every network: paths are modules of their own."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state, measured latencies included; generators are none of it."""
         return {

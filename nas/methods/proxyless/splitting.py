@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from zoo.errors import InvalidInputError
 from zoo.spec import Architecture
 
 
-class Splitting:
+class Splitting(abc.ABC):
     """The part of ``Proxyless`` that splitting asks for; its attributes are the search's."""
 
     space: MBConvSpace
@@ -44,11 +45,13 @@ class Splitting:
     _augment: bool
     _device: torch.device
 
+    @abc.abstractmethod
     def _start(self) -> None:
-        raise NotImplementedError
+        """Draw weights and alphas, with fresh optimisers and at step 0."""
 
+    @abc.abstractmethod
     def best(self, k: int) -> list[Architecture]:
-        raise NotImplementedError
+        """Return the ``k`` likeliest networks of the mask."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,9 +88,6 @@ class Splitting:
     def restart(self) -> None:
         """Draw weights and alphas anew; forget optimisers and steps."""
         self._start()
-
-    def check_measurable(self) -> None:
-        """Accept every network: paths are modules of their own."""
 
     def operation_gradients(self, edge: int, batch: int, *, hard: bool) -> OperationGradients:
         """Return the gradients of the weights' loss with ``edge`` set to each allowed operation.
