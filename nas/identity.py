@@ -52,10 +52,11 @@ from zoo.rng import derive_seed
 from zoo.signature import drawn, hash_tensors, integer_limits, projections, uniform
 from zoo.spec import Architecture, TensorSpec
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same network would get another hash. 3: every space is drawn; dropout
 follows its input; buffers start anew with every run; parameters that are not trained count
-as what they are; code that casts to float32 runs in float64."""
+as what they are; code that casts to float32 runs in float64. 4: a block of a chain is drawn
+as one layer."""
 
 MANTISSA_BITS = 26
 """A doubled input of a normalised convolution differs from a single one by its eps alone, a
@@ -304,8 +305,7 @@ class _Settled:
             if norm > 0 and math.isfinite(norm):
                 step = LEARNING_RATE / max(1.0, norm)
                 with torch.no_grad():
-                    for tensor, gradient in zip(self._tensors(), gradients, strict=True):
-                        tensor.sub_(gradient, alpha=step)
+                    torch._foreach_add_(self._tensors(), gradients, alpha=-step)
         logits, loss, inputs = self._forward(-1, seed)
         silent = list(self._program.silent)
         tensors = [] if len(inputs) == len(self._inputs) else self._tensors()
@@ -331,15 +331,19 @@ class _Settled:
 
     def _fill(self, marks: Sequence[bytes]) -> None:
         with torch.no_grad():
-            for site, mark in zip(self._sites, marks, strict=True):
-                site.tensor.copy_(_weights(site.content, mark, tuple(site.tensor.shape)))
+            values = [
+                _weights(site.content, mark, tuple(site.tensor.shape))
+                for site, mark in zip(self._sites, marks, strict=True)
+            ]
+            if values:  # there is no list of no tensors
+                torch._foreach_copy_(self._tensors(), values)
 
     def _forward(self, batch: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return logits, loss, and those of the inputs that have a gradient."""
         given = self._given(batch, seed)
         smooth = [item.requires_grad_() for item in given if item.is_floating_point()]
         logits = self._program(*given)
-        target = _uniform(tuple(logits.shape), derive_seed(seed, "target", batch))
+        target = _uniform(tuple(logits.shape), seed, "target", batch)
         return logits, (logits - target).square().mean() / 2, smooth
 
     def _given(self, batch: int, seed: int) -> list[Tensor]:
@@ -357,7 +361,7 @@ def _active(gradients: Sequence[Tensor]) -> list[bool]:
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(item.abs().square().sum()) for item in gradients))
+    return float(nn.utils.get_total_norm(gradients))
 
 
 def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -387,15 +391,15 @@ def _weights(content: str, mark: bytes, shape: tuple[int, ...]) -> Tensor:
 
 def _input(spec: TensorSpec, position: int, limit: int, seed: int, batch: int) -> Tensor:
     shape = (BATCH, *(size or 8 for size in spec.shape))
-    labels: list[str | int] = ["images", batch, *([position] if position else [])]
+    labels: tuple[str | int, ...] = ("images", batch, *((position,) if position else ()))
     if spec.dtype.startswith(("float", "bfloat")):
-        return _uniform(shape, derive_seed(seed, *labels)).clone()
+        return _uniform(shape, seed, *labels).clone()
     return drawn(shape, spec.dtype, derive_seed(seed, *labels), limit)
 
 
 @lru_cache(maxsize=64)
-def _uniform(shape: tuple[int, ...], seed: int) -> Tensor:
-    return uniform(shape, seed)
+def _uniform(shape: tuple[int, ...], seed: int, *labels: str | int) -> Tensor:
+    return uniform(shape, derive_seed(seed, *labels))
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -229,7 +229,7 @@ def _kind(vertex: Vertex) -> Hashable:
     """Return what is equal for vertices whose modules are alike; None if nothing tells."""
     make = vertex.make
     if isinstance(make, partial) and isinstance(make.func, Hashable):
-        return vertex.op, make.func, repr(make.args), repr(make.keywords)
+        return make.func, repr(make.args), repr(make.keywords)
     return None
 
 

@@ -25,16 +25,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial, reduce
-from itertools import accumulate, pairwise, product
+from functools import cached_property
+from itertools import accumulate
 from operator import mul
 from typing import final
 
 from nas.cost.blocks import chain_cost
 from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
+from nas.spaces.chain_graph import chain_graph
 from nas.spaces.hybrid_strings import (
     ATTENTION,
     CONSTRAINTS,
@@ -45,7 +45,7 @@ from nas.spaces.hybrid_strings import (
     count_strings,
     draw_strings,
 )
-from zoo.builders import BlockCost, build, placed
+from zoo.builders import BlockCost, placed
 from zoo.canonical import Json, plain
 from zoo.errors import IncompatibleShapeError, InvalidInputError, UnknownNameError
 from zoo.families.mbconv import classifier_spec, conv_spec
@@ -53,9 +53,6 @@ from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 NOTHING = "-"
 """The letter of a place without a block."""
-
-_THIN = (4, 8, 16, 32, 64, 128)
-"""Widths that a drawing for the functional hash may have."""
 
 
 @final
@@ -305,37 +302,8 @@ class HybridSpace(CategoricalSpace):
         return chain_cost(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``, as thin and small as its blocks allow."""
-        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
-        thin = self._thinned(architecture, inputs, num_classes) or specs
-        graph = Graph(thin[0].inputs[0])
-        at = graph.input()
-        for spec, drawn in zip(specs, thin, strict=True):
-            at = graph.apply(f"{spec.op} {spec.id}", partial(build, drawn), at)
-        return graph
-
-    def _thinned(
-        self, architecture: Architecture, inputs: TensorSpec, num_classes: int
-    ) -> tuple[BlockSpec, ...] | None:
-        """Return the blocks at the least width and size at which they fit, if there is one.
-
-        Widths differ from one stage to the next where those of the network do, so that
-        the same blocks have shortcuts.
-        """
-        in_chans, *given = inputs.shape
-        least = 2 * reduce(mul, self.strides, self.stem_stride)
-        sizes = [least, 2 * least, 4 * least, *(side for side in given if side)]
-        true = (self.stem, *self._widths(architecture))
-        for size, width in product(sorted(sizes), _THIN):
-            shape = (in_chans, *(min(side or size, size) for side in given))
-            thin = [width]
-            for before, after in pairwise(true):
-                thin.append(thin[-1] if before == after else 3 * width - thin[-1])
-            with suppress(InvalidInputError):
-                return self._chain(
-                    self.strings(architecture), (*thin, width), TensorSpec(shape=shape), num_classes
-                )
-        return None
+        """Draw the network for ``nas.identity``: every block one vertex."""
+        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def _chain(
         self, strings: Sequence[str], widths: Sequence[int], inputs: TensorSpec, num_classes: int

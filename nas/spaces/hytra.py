@@ -28,13 +28,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, final
+from functools import cached_property
+from typing import final
 
 from nas.blockwise import Path, cut
 from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
-from zoo.builders import build
+from nas.spaces.chain_graph import chain_graph
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.families.hytra import BOTTLENECK, head_spec, layer_spec, stem_spec
@@ -216,17 +216,8 @@ class HytraSpace(CategoricalSpace):
         return (*specs, head_spec(specs[-1].outputs[0], num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``, eight channels wide and at most 64 pixels high."""
-        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
-        in_chans, *size = inputs.shape
-        thin = TensorSpec(shape=(in_chans, *(min(side or 64, 64) for side in size)))
-        graph = Graph(thin)
-        at = graph.input()
-        for spec in specs:
-            drawn = _thin(spec, thin, num_classes)
-            at = graph.apply(f"{spec.op} {spec.id}", partial(build, drawn), at)
-            thin = drawn.outputs[0]
-        return graph
+        """Draw the network for ``nas.identity``: every block one vertex."""
+        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def _goes_on(self, choices: Sequence[int], op: int) -> bool:
         return not choices or follows(SCALES[choices[-1]], SCALES[op])
@@ -249,16 +240,6 @@ class HytraSpace(CategoricalSpace):
             right = at + 1 == len(choices) or follows(SCALES[op], SCALES[choices[at + 1]])
             if left and right:
                 yield (*choices[:at], op, *choices[at + 1 :])
-
-
-def _thin(spec: BlockSpec, inputs: TensorSpec, num_classes: int) -> BlockSpec:
-    """Return ``spec`` on other inputs, eight channels wide, with one head."""
-    if spec.op == "hytra.stem":
-        return stem_spec(inputs, channels=8)
-    if spec.op == "hytra.head":
-        return head_spec(inputs, num_classes=num_classes)
-    settings: dict[str, Any] = dict(spec.params)
-    return layer_spec(inputs, **(settings | {"channels": 8, "head_dim": 2}))
 
 
 def published(name: str) -> tuple[HytraSpace, Architecture]:

@@ -288,20 +288,12 @@ class MBConvSpace:
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
         """Draw the network for ``nas.identity``: thin and small."""
-        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes), _thin)
+        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def _shifted(self, architecture: Architecture, at: int, shift: int) -> Architecture:
         choices = list(architecture.choices)
         choices[at] = (choices[at] + shift) % self.cardinalities()[at]
         return self.architecture(choices)
-
-
-def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec:
-    settings: dict[str, Any] = dict(spec.params)
-    if spec.op == "mbconv.classifier":
-        return classifier_spec(inputs, num_classes=spec.outputs[0].shape[0] or 1, **settings)
-    settings["channels"] = channels
-    return (conv_spec if spec.op == "mbconv.conv" else block_spec)(inputs, **settings)
 
 
 def _numbers(name: str, values: object) -> tuple[int, ...]:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, final
+from typing import final
 
 from nas.blockwise import cut
 from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
-from zoo.builders import build
+from nas.spaces.chain_graph import chain_graph
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError
 from zoo.families.mbconv import classifier_spec
@@ -149,23 +148,5 @@ class MBConvSESpace(CategoricalSpace):
         return (*specs, *self.after(specs[-1].outputs[0], num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``, four channels wide and at most 32 pixels high."""
-        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
-        in_chans, *size = inputs.shape
-        thin = TensorSpec(shape=(in_chans, *(min(side or 32, 32) for side in size)))
-        graph = Graph(thin)
-        at = graph.input()
-        for spec in specs:
-            drawn = _thin(spec, thin, num_classes)
-            at = graph.apply(f"{spec.op} {spec.id}", partial(build, drawn), at)
-            thin = drawn.outputs[0]
-        return graph
-
-
-def _thin(spec: BlockSpec, inputs: TensorSpec, num_classes: int) -> BlockSpec:
-    """Return ``spec`` on other inputs, four channels wide."""
-    settings: dict[str, Any] = dict(spec.params)
-    if spec.op == "mbconv.classifier":
-        return classifier_spec(inputs, num_classes=num_classes, **settings)
-    make = conv_spec if spec.op == "mbconv-se.conv" else block_spec
-    return make(inputs, channels=4, **settings)
+        """Draw the network for ``nas.identity``: every block one vertex."""
+        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes))

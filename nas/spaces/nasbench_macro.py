@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from nas.graph import Graph
 from nas.spaces.categorical import CategoricalSpace, count
@@ -89,15 +89,9 @@ class NasBenchMacroSpace(CategoricalSpace):
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
         """Draw the network for ``nas.identity``: thin and small."""
-        return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes), _thin)
+        specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
+        return chain_graph(specs, is_identity=_is_identity)
 
 
-def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec | None:
-    if spec.op == "nasbench-macro.stem":
-        return family.stem_spec(inputs, channels=channels)
-    if spec.op == "nasbench-macro.head":
-        return family.head_spec(inputs, num_classes=spec.outputs[0].shape[0] or 1)
-    settings: dict[str, Any] = dict(spec.params)
-    if settings["operation"] == "identity" and spec.inputs == spec.outputs:
-        return None
-    return family.layer_spec(inputs, channels=channels, **settings)
+def _is_identity(spec: BlockSpec) -> bool:
+    return spec.params.get("operation") == "identity" and spec.inputs == spec.outputs

@@ -99,14 +99,4 @@ class NatsSizeSpace(CategoricalSpace):
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
         """Draw the network for ``nas.identity``: thin and small."""
         specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
-        return chain_graph(specs, _thin)
-
-
-def _thin(spec: BlockSpec, inputs: TensorSpec, channels: int) -> BlockSpec:
-    if spec.op == "nasbench201.stem":
-        return stem_spec(inputs, channels=channels)
-    if spec.op == "nasbench201.reduction":
-        return reduction_spec(inputs, channels=channels)
-    if spec.op == "nasbench201.head":
-        return head_spec(inputs, num_classes=spec.outputs[0].shape[0] or 1)
-    return cell_spec(inputs, channels=channels, operations=CELL)
+        return chain_graph(specs)
