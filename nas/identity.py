@@ -326,7 +326,7 @@ class _Settled:
             )
             return self._program(*given)
 
-    def _tensors(self) -> list[nn.Parameter]:
+    def _tensors(self) -> list[Tensor]:
         return [site.tensor for site in self._sites]
 
     def _fill(self, marks: Sequence[bytes]) -> None:

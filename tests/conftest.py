@@ -78,7 +78,7 @@ def new_database(postgres_url: str, _postgres_template: str) -> Iterator[Callabl
 
     yield make
     for name in made:
-        _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+        _execute(postgres_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -10,12 +10,17 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from zoo.jobs import JobKind
+from zoo.store.clock import ServerClock
+from zoo.store.database import connect, parse_url
 from zoo.store.protocols import Store
 
 DRAIN = """
@@ -137,3 +142,22 @@ def test_many_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
     for process in running:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
+
+
+def test_all_hosts_go_by_the_clock_of_the_database_server(
+    postgres_url: str, new_database: Callable[[], str]
+) -> None:
+    url, passed = new_database(), 0.0
+    engine = connect(parse_url(url))
+    clock = ServerClock(engine, monotonic=lambda: passed)
+    first = clock()
+    assert abs(first - datetime.now(UTC)) < timedelta(seconds=5)  # it runs on this host
+    passed = 50.0
+    assert clock() - first == timedelta(seconds=50)
+    passed = 70.0  # nobody waited, so the server says that little time went by
+    assert clock() - first < timedelta(seconds=20)
+    before, passed = clock(), 140.0
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)".encode())
+    assert clock() - before == timedelta(seconds=70)  # it goes on while the server is away
+    engine.dispose()

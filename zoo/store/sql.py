@@ -10,8 +10,8 @@ from sqlalchemy import URL, Engine
 from zoo.errors import InvalidInputError
 from zoo.store import migrate
 from zoo.store.blocks import SqlBlocks
-from zoo.store.clock import Clock, utc_now
-from zoo.store.database import Database, connect, parse_url
+from zoo.store.clock import Clock, ServerClock, utc_now
+from zoo.store.database import Database, connect, parse_url, translated
 from zoo.store.devices import SqlDevices
 from zoo.store.evaluations import SqlEvaluations
 from zoo.store.files import FileStore
@@ -68,11 +68,18 @@ def open_sql_store(url: str, *, files: Path | None, now: Clock | None, grace_s: 
     engine = connect(parsed)
     try:
         migrate.prepare(engine)
-        clock = now or utc_now
-        return SqlStore(engine, FileStore(root, now=clock), now=clock, grace_s=grace_s)
+        kept = FileStore(root, now=now or utc_now)
+        return SqlStore(engine, kept, now=now or _clock(engine), grace_s=grace_s)
     except BaseException:
         engine.dispose()
         raise
+
+
+def _clock(engine: Engine) -> Clock:
+    if engine.dialect.name == "sqlite":  # its processes are of one host
+        return utc_now
+    with translated():
+        return ServerClock(engine)
 
 
 def _default_files(url: URL) -> Path:
