@@ -55,8 +55,8 @@ from zoo.spec import Architecture, TensorSpec
 VERSION = 4
 """Raised whenever the same network would get another hash. 3: every space is drawn; dropout
 follows its input; buffers start anew with every run; parameters that are not trained count
-as what they are; code that casts to float32 runs in float64. 4: a block of a chain is drawn
-as one layer."""
+as what they are; code that casts to float32 runs in float64. 4: one layer stands for a
+block of a chain, and for an operation of DARTS and NASNet."""
 
 MANTISSA_BITS = 26
 """A doubled input of a normalised convolution differs from a single one by its eps alone, a

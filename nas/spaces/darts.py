@@ -25,6 +25,7 @@ from torch import nn
 
 from nas.graph import Graph
 from nas.spaces.categorical import check_choices
+from nas.spaces.drawn_layers import ReluConvNorm
 from zoo.builders import build_chain
 from zoo.canonical import Json
 from zoo.errors import InvalidInputError, UnknownNameError
@@ -43,7 +44,6 @@ from zoo.families.darts_operations import (
     OPERATIONS,
     PRIMITIVE_SETS,
     operation,
-    preprocess,
 )
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
@@ -262,7 +262,7 @@ class DartsSpace:
         stem = partial(stem_layers, int(in_chans or 1), 4)
         s0 = s1 = graph.apply(f"stem {specs[0].id}", stem, graph.input())
         if self.stem == "imagenet":
-            halve = partial(preprocess, 4, 4, halve=True, affine=False)
+            halve = partial(ReluConvNorm, 4, 4, stride=2)
             s1 = graph.apply(f"second stem {specs[0].id}", halve, s0)
         widths, thin = (4, 4), 2
         for position, spec in enumerate(specs[1:-1]):
@@ -322,21 +322,22 @@ def _draw_cell(
     interface = f"{[list(tensor.shape) for tensor in spec.inputs]} {spec.params['channels']}"
     states = []
     for at, halve in enumerate((bool(spec.params["reduction_prev"]), False)):
-        make = partial(preprocess, widths[at], thin, halve=halve, affine=False)
-        states.append(graph.apply(f"preprocess {at} {interface}", make, inputs[at]))
+        fitted = partial(ReluConvNorm, widths[at], thin, stride=2 if halve else 1)
+        states.append(graph.apply(f"preprocess {at} {interface}", fitted, inputs[at]))
     for edges in nodes:
         terms = []
         for op, state in edges:
             stride = 2 if spec.params["reduction"] and state < 2 else 1
-            make = partial(operation, op, thin, stride=stride, affine=False)
             if op == "skip_connect" and stride == 1:
                 terms.append(graph.identity(states[state]))
             elif op.endswith("_pool_3x3"):
+                pool = partial(operation, op, thin, stride=stride, affine=False)
                 name = f"{op} /{stride}"
-                terms.append(graph.apply(name, make, states[state], parametric=False))
+                terms.append(graph.apply(name, pool, states[state], parametric=False))
             else:
+                layer = partial(ReluConvNorm, thin, thin, stride=stride)
                 name = f"{op} /{stride} {interface}"
-                terms.append(graph.apply(name, make, states[state]))
+                terms.append(graph.apply(name, layer, states[state]))
         states.append(graph.add(*terms))
     return graph.concat(*states[2:])
 

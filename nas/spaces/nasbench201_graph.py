@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from nas.graph import Graph
+from nas.spaces.drawn_layers import ReluConvNorm, normalised
 from zoo.spec import TensorSpec
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -69,7 +69,9 @@ def _draw(graph: Graph, name: str, source: int) -> int:
         pool = partial(nn.AvgPool2d, 3, stride=1, padding=1, count_include_pad=False)
         return graph.apply(name, pool, source, parametric=False)
     kernel = 1 if name == "nor_conv_1x1" else 3
-    return graph.apply(name, partial(ReluConvNorm, kernel), source, offset=True)
+    return graph.apply(
+        name, partial(ReluConvNorm, _WIDTH, _WIDTH, kernel=kernel), source, offset=True
+    )
 
 
 class Stem(nn.Module):
@@ -80,18 +82,7 @@ class Stem(nn.Module):
         self.conv = nn.Conv2d(in_chans, _WIDTH, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _normalised(self.conv(x))
-
-
-class ReluConvNorm(nn.Module):
-    """ReLU, convolution, batch norm without affine part."""
-
-    def __init__(self, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(_WIDTH, _WIDTH, kernel, padding=kernel // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _normalised(self.conv(x.relu()))
+        return normalised(self.conv(x))
 
 
 class Head(nn.Module):
@@ -103,7 +94,3 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.flatten(1))
-
-
-def _normalised(x: Tensor) -> Tensor:
-    return torch.batch_norm(x, None, None, None, None, True, 0.0, 1e-5, False)

@@ -13,9 +13,10 @@ from functools import partial
 from torch import nn
 
 from nas.graph import Graph
+from nas.spaces.drawn_layers import ReluConvNorm
 from zoo.families.interfaces import param
 from zoo.families.nasnet import Head, Stem, Wiring, fixed_image, halves
-from zoo.families.nasnet_operations import FactorizedReduction, conv_norm, operation
+from zoo.families.nasnet_operations import operation
 from zoo.spec import BlockSpec, TensorSpec
 
 THIN = 2
@@ -79,7 +80,7 @@ class _Cell:
 
     def draw(self, previous: _Drawn | None, current: _Drawn) -> _Drawn:
         """Draw the cell on its inputs and return its concatenation."""
-        fitted = _conv_norm(current.width, self._thin, self._eps)
+        fitted = self._layer(current.width)
         states = [_Drawn(self._apply("squeeze current", fitted, current.vertex), self._thin)]
         states.append(self._fit_previous(previous, current))
         for *sides, combine in self._wiring.blocks:
@@ -88,8 +89,7 @@ class _Cell:
                 joined = self._graph.add(*ends)
             else:
                 both = self._graph.concat(*ends)
-                narrow = _conv_norm(2 * self._thin, self._thin, self._eps)
-                joined = self._apply("join", narrow, both)
+                joined = self._apply("join", self._layer(2 * self._thin), both)
             states.append(_Drawn(joined, self._thin))
         parts = [self._returned(state, states[state]) for state in self._wiring.outputs]
         return _Drawn(self._graph.concat(*parts), self._thin * len(parts))
@@ -97,36 +97,31 @@ class _Cell:
     def _fit_previous(self, previous: _Drawn | None, current: _Drawn) -> _Drawn:
         if previous is None:
             return current
-        make: Callable[[], nn.Module]
-        if self._halves:
-            make = partial(
-                FactorizedReduction, previous.width, self._thin, eps=self._eps, relu=True
-            )
-        elif self._inputs[0][0] == self._chans:
+        if not self._halves and self._inputs[0][0] == self._chans:
             return previous
-        else:
-            make = _conv_norm(previous.width, self._thin, self._eps)
-        return _Drawn(self._apply("squeeze previous", make, previous.vertex), self._thin)
+        fitted = self._layer(previous.width, stride=2 if self._halves else 1)
+        return _Drawn(self._apply("squeeze previous", fitted, previous.vertex), self._thin)
 
     def _operation(self, name: str, state: int, source: _Drawn) -> int:
         stride = 2 if self._reduces and state < 2 else 1
         same = self._width(state) == self._chans
         if name == "identity" and stride == 1 and same:
             return self._graph.identity(source.vertex)
-        make = partial(operation, name, source.width, self._thin, stride=stride, eps=self._eps)
         if "pool" in name and same:
-            return self._graph.apply(f"{name} /{stride}", make, source.vertex, parametric=False)
-        return self._apply(f"{name} /{stride} from {self._width(state)}", make, source.vertex)
+            pool = partial(operation, name, source.width, self._thin, stride=stride, eps=self._eps)
+            return self._graph.apply(f"{name} /{stride}", pool, source.vertex, parametric=False)
+        layer = self._layer(source.width, stride=stride)
+        return self._apply(f"{name} /{stride} from {self._width(state)}", layer, source.vertex)
 
     def _returned(self, state: int, drawn: _Drawn) -> int:
-        make: Callable[[], nn.Module]
-        if state < 2 and self._reduces:
-            make = partial(FactorizedReduction, drawn.width, self._thin, eps=self._eps, relu=False)
-        elif self._width(state) != self._chans:
-            make = _conv_norm(drawn.width, self._thin, self._eps, relu=False)
-        else:
+        halves = state < 2 and self._reduces
+        if not halves and self._width(state) == self._chans:
             return drawn.vertex
-        return self._apply(f"returned from {self._width(state)}", make, drawn.vertex)
+        layer = self._layer(drawn.width, stride=2 if halves else 1)
+        return self._apply(f"returned from {self._width(state)}", layer, drawn.vertex)
+
+    def _layer(self, in_chans: int, *, stride: int = 1) -> Callable[[], nn.Module]:
+        return partial(ReluConvNorm, in_chans, self._thin, stride=stride, eps=self._eps)
 
     def _width(self, state: int) -> int:
         """Return a state's true width: of the raw input if there is no previous one."""
@@ -138,13 +133,3 @@ class _Cell:
 
 def _channels(spec: BlockSpec) -> int:
     return param(spec, "channels", int)
-
-
-def _conv_norm(
-    in_chans: int, out_chans: int, eps: float, *, relu: bool = True
-) -> Callable[[], nn.Module]:
-    return partial(_layers, in_chans, out_chans, eps=eps, relu=relu)
-
-
-def _layers(in_chans: int, out_chans: int, *, eps: float, relu: bool) -> nn.Module:
-    return nn.Sequential(*conv_norm(in_chans, out_chans, 1, eps=eps, relu=relu))
