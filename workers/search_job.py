@@ -179,7 +179,8 @@ class _Search:
 
     def _cap_ms(self) -> float | None:
         """Return the latency that a method promised not to exceed."""
-        if not getattr(method_class(self._request.method.name), "caps_latency", False):
+        cls: Any = method_class(self._request.method.name)
+        if not hasattr(cls, "caps_latency") or not cls.caps_latency(self._request.method.params):
             return None
         return next((it.max for it in self._request.limits if it.metric == "latency_ms"), None)
 
