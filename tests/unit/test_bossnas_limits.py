@@ -191,6 +191,18 @@ def test_settings_that_would_fail_later_are_refused(
         search(data, HYTRA, **params)
 
 
+def test_a_block_that_does_not_fit_the_images_is_refused_before_any_is_trained(
+    data: DataSet,
+) -> None:
+    space = HybridSpace(
+        widths=(8, 8), depths=((1, 1), (1, 1)), strides=(1, 2), multipliers=(1,), stem=8,
+        stem_stride=2, attention_from=4, last=8, attention="neighbourhood",
+        attention_settings={"head_dim": 4, "kernel": 5},
+    )  # fmt: skip
+    with pytest.raises(InvalidInputError, match=r"\(4, 4\) pixels are smaller than a window of 5"):
+        search(data, space)
+
+
 def test_without_validation_images_nothing_can_be_ranked(data: DataSet) -> None:
     empty = Split(images=data.val.images[:0], labels=data.val.labels[:0])
     with pytest.raises(InvalidInputError, match="a validation set to rank on"):

@@ -73,7 +73,7 @@ from nas.plugins import MethodContext
 from nas.protocols import StepReport
 from zoo.errors import ConflictError, InfeasibleError, InvalidInputError, TrainerError
 from zoo.rng import derive_seed
-from zoo.spec import Architecture
+from zoo.spec import Architecture, TensorSpec
 
 
 class BossNAS:
@@ -109,8 +109,8 @@ class BossNAS:
             (NATS-Bench size: 2, 2, 1 for CIFAR-10; 2, 1, 2 was published for CIFAR-100).
 
     Raises:
-        InvalidInputError: The space cannot be cut, the data are too few, or a setting or
-            limit is out of range.
+        InvalidInputError: The space cannot be cut, a block does not fit the images, the
+            data are too few, or a setting or limit is out of range.
         InfeasibleError: No network of the space is within the limits.
     """
 
@@ -168,7 +168,10 @@ class BossNAS:
         auto = "bfloat16" if context.device.type == "cuda" else "float32"
         self._half = (precision if precision != "auto" else auto) == "bfloat16"
         self.scores: list[dict[Path, float]] = []
-        self.best(1)  # no limit that cannot be met is found only after training
+        # No block that does not fit the images, no limit that cannot be met, is found only
+        # after blocks before it were trained.
+        self._check_blocks(data.inputs)
+        self.best(1)
         self.siamese = Siamese(
             self.cut,
             inputs=data.inputs,
@@ -178,6 +181,15 @@ class BossNAS:
         )
         self._step = 0
         self._begin()
+
+    def _check_blocks(self, inputs: TensorSpec) -> None:
+        checked: set[tuple[int, tuple[int, int]]] = set()
+        with torch.device("meta"):
+            for block, interface in states(self.cut):
+                given = self.cut.output(block - 1, interface) if block else (0, 0)
+                if (block, given) not in checked:
+                    checked.add((block, given))
+                    self.cut.block(block, interface, inputs)
 
     def _begin(self) -> None:
         """Begin a block: its optimiser, and its ranking still empty."""
