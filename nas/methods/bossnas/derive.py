@@ -129,13 +129,7 @@ class _Guide:
         if limit < math.inf:
             bound = limit * second_limit * _SLACK
             shares += [(blend * second_limit, (1 - blend) * limit, bound) for blend in _BLENDS]
-        for first, second, _ in shares:
-            self._fronts.append(
-                suffixes(
-                    options,
-                    lambda item, a=first, b=second: (a * item.cost + b * item.second, item.score),
-                )
-            )
+        self._fronts += [suffixes(options, _blended(a, b)) for a, b, _ in shares]
         self._shares += shares
 
     def left(self, block: int, interface: int, spent: tuple[float, float]) -> float:
@@ -152,6 +146,10 @@ class _Guide:
 
 def _cost_and_score(item: Option) -> tuple[float, float]:
     return item.cost, item.score
+
+
+def _blended(first: float, second: float) -> Callable[[Option], tuple[float, float]]:
+    return lambda item: (first * item.cost + second * item.second, item.score)
 
 
 def suffixes(
