@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--space", choices=SPACES, default=SPACES[0])
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--state", type=Path, help="file to go on from, and to save to")
-    parser.add_argument("--part-s", type=float, default=480.0, help="seconds of a part")
+    parser.add_argument("--part-s", type=float, default=450.0, help="seconds of a part")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,7 @@ method ``blockwise`` that returns one (``BlockwiseSpace``).
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -63,6 +63,14 @@ class Blockwise(abc.ABC):
     def interface(self, block: int, path: Path) -> int:
         """Return the interface that ``path`` leaves to the next block."""
 
+    def computed(self, block: int, path: Path) -> Path:
+        """Return what ``path`` says of the operations that it runs.
+
+        Paths that differ only in what they tell the next block run the same, and so have one
+        score; a space that has such paths overrides this.
+        """
+        return path
+
     @abc.abstractmethod
     def join(self, paths: Sequence[Path]) -> Architecture:
         """Return the architecture of one path a block."""
@@ -106,6 +114,18 @@ class BlockwiseSpace(SearchSpace, Protocol):
     """A search space that says how it is cut into blocks."""
 
     def blockwise(self) -> Blockwise: ...
+
+
+def states(cut: Blockwise) -> Iterator[tuple[int, int]]:
+    """Yield every block with every interface that legal paths may leave before it."""
+    interfaces = {cut.start}
+    for block in range(cut.num_blocks):
+        yield from ((block, interface) for interface in sorted(interfaces))
+        interfaces = {
+            cut.interface(block, path)
+            for interface in interfaces
+            for path in cut.paths(block, interface)
+        }
 
 
 def all_paths(options: Sequence[int]) -> tuple[Path, ...]:

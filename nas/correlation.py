@@ -31,7 +31,7 @@ def correlations(predicted: ArrayLike, actual: ArrayLike) -> Correlation:
         actual: ``(n,)``.
 
     Raises:
-        InvalidInputError: The numbers are not as many, fewer than two, or all alike.
+        InvalidInputError: The numbers are not as many, fewer than two, not finite, or all alike.
     """
     given, true = (np.asarray(values, dtype=np.float64) for values in (predicted, actual))
     if given.shape != true.shape or given.ndim != 1 or len(given) < 2:
@@ -39,6 +39,10 @@ def correlations(predicted: ArrayLike, actual: ArrayLike) -> Correlation:
             f"predictions {given.shape} and truth {true.shape} cannot be correlated; give two "
             "lists of as many numbers, at least two"
         )
+    for what, values in (("predictions", given), ("true values", true)):
+        if not np.isfinite(values).all():
+            at = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise InvalidInputError(f"entry {at} of the {what} is {values[at]}; leave it out")
     if min(float(np.ptp(given)), float(np.ptp(true))) == 0:
         raise InvalidInputError("all predictions, or all true values, are alike: no correlation")
     return Correlation(

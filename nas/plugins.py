@@ -46,9 +46,10 @@ class MethodContext:
     ``directions`` defaults to those of ``zoo.spec.METRICS``. ``data`` is set for methods
     that train (``trains = True``), ``evaluator`` for those that sample. ``latencies`` are
     what a class's ``measure_latencies`` returned on the target device, for methods whose
-    ``wants_latencies(params, limits)`` is true. ``fresh`` is given each proposal's source
-    and returns the last architecture that it took from there: it may refuse those before
-    (see ``nas.dedup.Deduping.fresh``).
+    ``wants_latencies(params, limits)`` is true. (A limit on ``latency_ms`` is checked against
+    measured networks where the class's ``caps_latency(params)`` is true.) ``fresh`` is given
+    each proposal's source and returns the last architecture that it took from there: it may
+    refuse those before (see ``nas.dedup.Deduping.fresh``).
     """
 
     space: SearchSpace

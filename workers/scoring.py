@@ -328,13 +328,15 @@ class Scorer:
         costs = self._ledger.costs
         if known.network not in costs:
             own = next((it.evaluation.metrics for it in used if it.own), None)
-            if own is None:
-                args = {"architecture": architecture.to_json(), "data": self._request.data}
-                with self._context.session.device(self._training, "shared"):
-                    head = self._context.call("cost", args, limits=self._limits()).head
-                own = numbers(head["metrics"])
-            costs[known.network] = own
+            costs[known.network] = self.cost(architecture) if own is None else own
         return {name: costs[known.network][name] for name in reported}
+
+    def cost(self, architecture: Architecture) -> Mapping[str, float]:
+        """Return what is counted of an architecture, under the names of ``COUNTED``."""
+        args = {"architecture": architecture.to_json(), "data": self._request.data}
+        with self._context.session.device(self._training, "shared"):
+            head = self._context.call("cost", args, limits=self._limits()).head
+        return numbers(head["metrics"])
 
     def _remember(self, candidate: Candidate, architecture: Architecture) -> None:
         """Have the memory learn again what a candidate on record had taught it."""

@@ -20,6 +20,7 @@ from nas.pareto import front
 from nas.plugins import MethodContext, make_method, make_space, method_class
 from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
+from workers.derived import limits_first
 from workers.facts import Facts, load_facts
 from workers.fitting import kept_training, training_of
 from workers.latency import TabledLatencies
@@ -38,7 +39,7 @@ from zoo.errors import (
     TrainerTimeoutError,
 )
 from zoo.jobs import MAX_ATTEMPTS, Arm, CandidateState, JobKind
-from zoo.schemas import METRICS, SearchRequest, parse_request
+from zoo.schemas import METRICS, Limit, SearchRequest, parse_request
 from zoo.spec import Architecture
 
 CHECKPOINT_SHARE = 0.05
@@ -48,7 +49,7 @@ METRICS_S = 2.0
 """What a method reports goes into the job's log at most this often."""
 
 CAPPED_TRIES = 16
-"""Derived networks measured at most before a search says that its latency cap is not met."""
+"""Derived networks priced at most before a search says that its limits are not met."""
 
 SPARE_WINNERS = 2
 """Next best ones, kept in case the training of a winner fails."""
@@ -150,6 +151,7 @@ class _Search:
                 method.close()
         best = self._within_cap(best)
         if self._trains:
+            best = self._counted_first(best)
             # Without winners there is still a front: that of the best network found.
             self._score_found(best[: max(1, self._request.winners)])
         if not best:
@@ -179,14 +181,16 @@ class _Search:
 
     def _cap_ms(self) -> float | None:
         """Return the latency that a method promised not to exceed."""
-        if not getattr(method_class(self._request.method.name), "caps_latency", False):
+        cls: Any = method_class(self._request.method.name)
+        if not hasattr(cls, "caps_latency") or not cls.caps_latency(self._request.method.params):
             return None
         return next((it.max for it in self._request.limits if it.metric == "latency_ms"), None)
 
     def _wanted(self, arm: Arm) -> int:
         """Return how many networks to ask of the method in the end."""
         count = self._request.winners + SPARE_WINNERS
-        return count if arm is not Arm.SEARCH or self._cap_ms() is None else count + CAPPED_TRIES
+        priced = self._cap_ms() is not None or (self._trains and self._counted_limits())
+        return count + CAPPED_TRIES if arm is Arm.SEARCH and priced else count
 
     def _within_cap(self, found: list[Architecture]) -> list[Architecture]:
         """Return what meets the cap when measured, of a method that promised to keep one.
@@ -213,6 +217,24 @@ class _Search:
                 f"measured {least:.6g} ms on {scorer.target.name}"
             )
         return kept
+
+    def _counted_limits(self) -> list[Limit]:
+        return [limit for limit in self._request.limits if limit.metric in COUNTED]
+
+    def _counted_first(self, found: list[Architecture]) -> list[Architecture]:
+        """Prefer what keeps the limits: few methods that train look at them."""
+        limits, wanted = self._counted_limits(), self._request.winners + SPARE_WINNERS
+        if not limits:
+            return found
+        cost = self._scorers[Arm.SEARCH].cost
+        ordered, excess = limits_first(found, limits, cost, wanted=wanted)
+        if excess:
+            self._session.log(
+                f"none of {len(found)} derived networks keeps the limits; the nearest exceeds them "
+                f"by {excess:.2g} of the bound: search with a method that keeps limits",
+                level="warning",
+            )
+        return ordered
 
     def _score_found(self, found: list[Architecture]) -> None:
         """Score what a gradient method derived as any candidate, so that fronts compare."""

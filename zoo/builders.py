@@ -18,7 +18,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ConflictError, InvalidInputError, UnknownNameError
+from zoo.errors import BlockyardError, ConflictError, InvalidInputError, UnknownNameError
 from zoo.spec import BlockSpec, TensorSpec, check_interfaces
 
 Builder = Callable[[BlockSpec], nn.Module]
@@ -94,9 +94,21 @@ def _place(builder: Builder) -> tuple[str, str]:
 
 
 @cache
-def _load_families() -> None:
+def _load_families() -> tuple[str, ...]:
+    """Load all families; return what is wrong with those that cannot be loaded.
+
+    Raises:
+        ConflictError: Two of them build an operation of one name.
+    """
+    broken = []
     for entry in entry_points(group=GROUP):
-        entry.load()
+        try:
+            entry.load()
+        except BlockyardError:
+            raise
+        except Exception as error:
+            broken.append(f"{entry.name} ({entry.value}): {type(error).__name__}: {error}")
+    return tuple(broken)
 
 
 def operations() -> tuple[str, ...]:
@@ -108,13 +120,20 @@ def operations() -> tuple[str, ...]:
 def operation(op: str) -> Operation:
     """Return what is registered as ``op``.
 
+    A family that cannot be loaded takes nothing down but its own operations.
+
     Raises:
         UnknownNameError: No family registers it.
+        InvalidInputError: Nor does one that can be loaded, but some cannot be.
     """
-    _load_families()
-    if op not in _operations:
-        raise UnknownNameError("block operation", op, _operations)
-    return _operations[op]
+    broken = _load_families()
+    if op in _operations:
+        return _operations[op]
+    unknown = UnknownNameError("block operation", op, _operations)
+    if broken:
+        text = "; ".join(broken)
+        raise InvalidInputError(f"{unknown}; block families that cannot be loaded: {text}")
+    raise unknown
 
 
 def placed(op: str, inputs: TensorSpec, **settings: object) -> BlockSpec:

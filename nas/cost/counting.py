@@ -82,6 +82,8 @@ _UNCOUNTED = frozenset(
     }
 )
 _UNCOUNTED_KINDS = ("linalg_", "_linalg_", "_fft_")
+_NORMALISING = frozenset({"linalg_vector_norm"})
+"""Of those kinds, what only normalises, which counts as nothing like batch norm."""
 _KNOWN_NAMESPACES = ("aten", "prim", "prims")
 
 
@@ -109,7 +111,8 @@ def check_countable(func: Any) -> None:
     packet = func.overloadpacket
     name = packet.__name__
     foreign = func.namespace not in _KNOWN_NAMESPACES
-    lacking = foreign or name in _UNCOUNTED or name.startswith(_UNCOUNTED_KINDS)
+    multiplies = name.startswith(_UNCOUNTED_KINDS) and name not in _NORMALISING
+    lacking = foreign or name in _UNCOUNTED or multiplies
     if lacking and packet not in FORMULAS and packet not in flop_registry:
         raise InvalidInputError(
             f"nothing says how many multiply-accumulates {func.namespace}::{name} does; register "

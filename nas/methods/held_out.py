@@ -5,6 +5,7 @@ from __future__ import annotations
 from nas.data import DataSet
 from nas.methods.halving import Contender
 from nas.methods.one_shot import OneShot
+from zoo.errors import InvalidInputError
 from zoo.spec import Architecture
 
 BATCH = 256
@@ -15,9 +16,16 @@ class HeldOut:
 
     Args:
         data: On the device of the supernets. The test set is never read.
+
+    Raises:
+        InvalidInputError: The validation set is empty.
     """
 
     def __init__(self, data: DataSet) -> None:
+        if not len(data.val):
+            raise InvalidInputError(
+                "candidates are compared on the validation set, which has no image"
+            )
         self._data = data
 
     @property

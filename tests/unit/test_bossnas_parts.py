@@ -28,6 +28,7 @@ from nas.methods.bossnas.lars import local_rate
 from nas.methods.bossnas.paths import fair_options
 from nas.methods.bossnas.views import BYOL, augment, blur, turn_hue, two_views
 from nas.spaces.hytra import legal_paths
+from zoo.builders import build, placed
 from zoo.errors import UnknownNameError
 from zoo.families.hytra import Body
 from zoo.spec import TensorSpec
@@ -91,6 +92,15 @@ def test_a_weight_of_zeros_can_move() -> None:
     assert float(body.last_norm.weight.detach().abs().max()) == 0
     excluded = {id(item) for item in lars_groups(body)[1]["params"]}
     assert id(body.last_norm.weight) in excluded
+
+
+def test_a_scale_near_zero_moves_at_the_full_rate() -> None:
+    """ConvNeXt's starts at 1e-6: a rate proportional to it would keep its branch shut."""
+    block = build(placed("convnext.block", TensorSpec(shape=(4, 8, 8)), channels=4))
+    excluded = {id(item) for item in lars_groups(block)[1]["params"]}
+    apart = {name for name, item in block.named_parameters() if id(item) in excluded}
+    assert "scale" in apart
+    assert all(item.ndim > 1 or name in apart for name, item in block.named_parameters())
 
 
 def test_the_momentum_rises_along_a_cosine_to_one() -> None:

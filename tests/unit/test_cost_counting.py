@@ -70,6 +70,11 @@ def test_what_cannot_be_counted_is_an_error_not_nothing(
             count(Does(function), INPUTS)
 
 
+def test_normalising_vectors_counts_as_nothing_like_batch_norm() -> None:
+    assert cost(Does(lambda x: functional.normalize(x, dim=-1)), INPUTS).flops == 0
+    assert trace(Does(lambda x: functional.normalize(x, dim=-1)), INPUTS)
+
+
 def test_an_operator_that_is_not_pytorchs_own_needs_a_formula() -> None:
     library = torch.library.Library("blockyard_test", "DEF")
     library.define("twice(Tensor x) -> Tensor")

@@ -334,7 +334,19 @@ def test_the_original_split_gives_every_operation_of_one_edge_a_supernet(data: D
         assert contender.choices[3] == contender.net
     found = search.best(4)
     assert len(found) == 4
-    assert found[0].choices == search._contest.ranking()[0].choices
+    ranking = search._contest.ranking()
+    assert found[0].choices == ranking[0].choices
+    more = search.best(len(ranking) + 3)
+    assert more[:4] == found
+    assert len(set(more)) == len(ranking) + 3
+    assert {item.choices[3] for item in more[len(ranking) :]} == {ranking[0].net}
+
+
+def test_a_cap_on_latency_is_measured_where_the_base_promises_to_keep_it() -> None:
+    assert not GmNas.caps_latency({})
+    assert not GmNas.caps_latency({"base": "snas"})
+    assert GmNas.caps_latency({"base": "proxyless"})
+    assert FewShot.caps_latency({"base": "proxyless", "base_params": None})
 
 
 def test_the_contest_reads_the_validation_set_alone(data: DataSet) -> None:
@@ -384,6 +396,11 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         ({"groups": [2, 3]}, "makes 2 groups, not 3"),
         ({"batches": 0}, "batches is 0"),
         ({"candidates": 0}, "candidates is 0"),
+        ({"checkpoints": [1.5, 2]}, "checkpoints has 1.5"),
+        ({"groups": [2, 2.0]}, "groups has 2.0"),
+        ({"final_epochs": 1.5}, "final_epochs is 1.5"),
+        ({"batches": 2.5}, "batches is 2.5"),
+        ({"racing": "no"}, "racing is 'no'"),
     ):
         with pytest.raises(InvalidInputError, match=said):
             GmNas(context(NB201, data), **terms)
@@ -391,12 +408,15 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         FewShot(context(NB201, data), edge=9)
     with pytest.raises(InvalidInputError, match="and 'nas-bench-201', not 'nats-bench-size'"):
         GmNas(context(NatsSizeSpace(), data), base="snas")
-    short = GmNas(
-        context(MBCONV, data), base="proxyless", checkpoints=[1], groups=[2], final_epochs=1,
-        base_params={"loss": "none", "batch_size": 24},
-    )  # fmt: skip
-    with pytest.raises(InvalidInputError, match="leaves none after the warm-up"):
-        short.step()
+    for restart in (False, True):
+        with pytest.raises(InvalidInputError, match="leaves none after the warm-up"):
+            GmNas(
+                context(MBCONV, data), base="proxyless", checkpoints=[40 * restart], groups=[2],
+                final_epochs=1, restart=restart, base_params={"loss": "none", "batch_size": 24},
+            )  # fmt: skip
+    empty = replace(data.val, images=data.val.images[:0], labels=data.val.labels[:0])
+    with pytest.raises(InvalidInputError, match="validation set, which has no image"):
+        GmNas(context(NB201, replace(data, val=empty)))
     with pytest.raises(InvalidInputError, match="not of a few-shot search"):
         FewShot(context(NB201, data)).load_state_dict({"step": 3})
     other = FewShot(context(MBCONV, data), base="rsps", checkpoint=1).state_dict()

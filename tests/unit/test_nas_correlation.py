@@ -48,7 +48,7 @@ def test_equal_networks_share_the_better_rank() -> None:
     assert [true_rank(ACTUAL, at) for at in (4, 2, 5, 0)] == [1, 2, 2, 7]
 
 
-@pytest.mark.parametrize("other", [[1.0], [1.0, 2.0, 3.0], [2.0, 2.0]])
+@pytest.mark.parametrize("other", [[1.0], [1.0, 2.0, 3.0], [2.0, 2.0], [1.0, float("nan")]])
 def test_what_cannot_be_correlated_is_refused(other: list[float]) -> None:
     with pytest.raises(InvalidInputError):
         correlations([1.0, 2.0], other)

@@ -124,17 +124,24 @@ raises = raising_module:Space
 function = os.path:join
 twice = nas.spaces.darts:DartsSpace
 plain = nas.spaces.darts:DartsSpace
+
+[blockyard.blocks]
+mine = raising_module
 """
 
 CODE = """
+from functools import partial
 from nas.plugins import catalogue, make_space
+from zoo.builders import operation
 from zoo.errors import BlockyardError
 for item in catalogue()["spaces"]:
     print(item["name"], "|", item.get("error", "fine"))
-try:
-    make_space("twice")
-except BlockyardError as error:
-    print(type(error).__name__, error)
+for make in (partial(make_space, "twice"), partial(operation, "mine.block")):
+    try:
+        make()
+    except BlockyardError as error:
+        print(type(error).__name__, error)
+print(operation("mbconv.block").build.__module__)
 """
 
 
@@ -163,3 +170,7 @@ def test_a_broken_plug_in_is_listed_and_takes_nothing_down(tmp_path: Path) -> No
     assert "uninstall all but one" in lines["twice"]
     assert lines["plain"] == lines["darts"] == "fine"
     assert "ConflictError search space 'twice' is registered by" in result.stdout
+    said = "InvalidInputError unknown block operation 'mine.block'; choose one of: "
+    assert said in result.stdout
+    assert "mine (raising_module): RuntimeError: no GPU driver" in result.stdout
+    assert result.stdout.endswith("zoo.families.mbconv\n")

@@ -72,7 +72,7 @@ def multilayer(in_features: int, hidden: int, out_features: int) -> nn.Sequentia
 
 
 class Head(nn.Module):
-    """Adapter by interface, global average pooling, projector and, online, predictor.
+    """Adapter by shape of the output, global average pooling, projector and, online, predictor.
 
     Args:
         outputs: Channels and remaining shrinkage of the block's outputs, by interface.
@@ -85,10 +85,16 @@ class Head(nn.Module):
         self, outputs: Mapping[int, tuple[int, int]], sizes: HeadSizes, *, predicts: bool
     ) -> None:
         super().__init__()
+        # Interfaces that stand for outputs of one shape share an adapter, the first one's.
+        names: dict[tuple[int, int], str] = {}
+        self._adapters = {
+            interface: names.setdefault(output, str(interface))
+            for interface, output in outputs.items()
+        }
         self.adapters = nn.ModuleDict(
             {
-                str(interface): Adapter(channels, sizes.features, shrink)
-                for interface, (channels, shrink) in outputs.items()
+                name: Adapter(channels, sizes.features, shrink)
+                for (channels, shrink), name in names.items()
             }
         )
         self.projector = multilayer(sizes.features, sizes.hidden, sizes.projection)
@@ -102,7 +108,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, interface: int) -> Tensor:
         """Map ``(batch, channels, height, width)`` to ``(batch, projection)``."""
-        projected = self.projector(self.adapters[str(interface)](x).mean((2, 3)))
+        projected = self.projector(self.adapters[self._adapters[interface]](x).mean((2, 3)))
         return projected if self.predictor is None else self.predictor(projected)
 
 

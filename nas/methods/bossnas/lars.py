@@ -107,13 +107,16 @@ class Lars(Optimizer):
 def lars_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Return the parameters in two groups: those that LARS adapts, and the excluded.
 
-    Excluded are all parameters of normalisations, whatever their name, and all biases.
+    Excluded are all parameters of normalisations, whatever their name, all biases, and all
+    other vectors: a scale that starts near zero (ConvNeXt's at 1e-6) would hardly ever grow at
+    a rate proportional to it, and its branch would not train.
     """
     adapted: list[nn.Parameter] = []
     excluded: list[nn.Parameter] = []
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            apart = isinstance(part, _NORMS) or name.endswith("bias")
+            vector = parameter.ndim < 2
+            apart = vector or isinstance(part, _NORMS) or name.endswith("bias")
             (excluded if apart else adapted).append(parameter)
     return [
         {"params": adapted, "excluded": False},

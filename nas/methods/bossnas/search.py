@@ -39,6 +39,8 @@ Differs from the official code, on purpose:
 - Stage, chosen paths, scores and momenta are part of the state: a search goes on bit for bit.
 - Frozen blocks are run without a graph, once for both networks, with fixed statistics; the
   original went on training them. The next block so begins on features that stay.
+- Under limits on cost a block is frozen at its best path with which the frozen blocks can be
+  completed within them: the next block is ranked over what may follow that path.
 - Rankings are made at the end of a block only, on validation images of the training data
   (the original ranked on the test images of NATS-Bench); labels and test images are not used.
 - One process on one device needs no process group; images are not shuffled between
@@ -55,11 +57,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.blockwise import Path
+from nas.blockwise import Path, states
 from nas.methods.bossnas.derive import best_networks
 from nas.methods.bossnas.heads import HeadSizes
 from nas.methods.bossnas.lars import Lars, lars_groups
-from nas.methods.bossnas.paths import fair_paths, random_paths
+from nas.methods.bossnas.paths import fair_options, fair_paths, random_paths
 from nas.methods.bossnas.ranking import BlockRanking, Views
 from nas.methods.bossnas.schedules import ema_momentum, learning_rate
 from nas.methods.bossnas.settings import Settings, bounds
@@ -69,9 +71,9 @@ from nas.methods.bossnas.table import Costs, options
 from nas.methods.bossnas.views import two_views
 from nas.plugins import MethodContext
 from nas.protocols import StepReport
-from zoo.errors import ConflictError, InvalidInputError, TrainerError
+from zoo.errors import ConflictError, InfeasibleError, InvalidInputError, TrainerError
 from zoo.rng import derive_seed
-from zoo.spec import Architecture
+from zoo.spec import Architecture, TensorSpec
 
 
 class BossNAS:
@@ -91,7 +93,7 @@ class BossNAS:
         eta: LARS's trust coefficient.
         ema: The target's momentum at the start of a block; rises to 1.
         sampling: ``fair`` (every operation of a layer once a batch), ``random``, or ``auto``:
-            fair where layers choose freely among equally many operations.
+            fair where the layers of all blocks choose freely among equally many operations.
         num_paths: Distinct paths of a batch where sampling is random.
         views: ``byol``, ``crop`` (crop and flip), or ``auto``: crop up to 64 pixels.
         pairs: Whether each path of a set sees a pair of views of its own (``path``), or all
@@ -107,8 +109,8 @@ class BossNAS:
             (NATS-Bench size: 2, 2, 1 for CIFAR-10; 2, 1, 2 was published for CIFAR-100).
 
     Raises:
-        InvalidInputError: The space cannot be cut, the data are too few, or a setting or
-            limit is out of range.
+        InvalidInputError: The space cannot be cut, a block does not fit the images, the
+            data are too few, or a setting or limit is out of range.
         InfeasibleError: No network of the space is within the limits.
     """
 
@@ -151,19 +153,25 @@ class BossNAS:
         self.space, self.cut = context.space, blockwise(context.space, layers)
         self._limits = bounds(context.limits)
         data = context.data
-        if data is None or len(data.train) < 4:
-            raise InvalidInputError("BossNAS needs a training set of at least 4 images")
+        if data is None or len(data.train) < 4 or not len(data.val):
+            raise InvalidInputError(
+                "BossNAS needs a training set of at least 4 images, and a validation set to rank on"
+            )
         self._seed, self._device = context.seed, context.device
         self._data = data.to(context.device)
         side = min(size or 1 for size in data.inputs.shape[1:])
         self._kind = self.settings.kind_of_views(side)
         self._batch = min(self.settings.batch_size, len(data.train))
         self._ranked_images = min(ranking_images or len(data.val), len(data.val))
+        self._sets_are_fair = self.settings.fair(self.cut.paths(*at) for at in states(self.cut))
         self._costs = Costs(self.cut, inputs=data.inputs, num_classes=data.num_classes)
         auto = "bfloat16" if context.device.type == "cuda" else "float32"
         self._half = (precision if precision != "auto" else auto) == "bfloat16"
         self.scores: list[dict[Path, float]] = []
-        self.best(1)  # no limit that cannot be met is found only after training
+        # No block that does not fit the images, no limit that cannot be met, is found only
+        # after blocks before it were trained.
+        self._check_blocks(data.inputs)
+        self.best(1)
         self.siamese = Siamese(
             self.cut,
             inputs=data.inputs,
@@ -174,6 +182,15 @@ class BossNAS:
         self._step = 0
         self._begin()
 
+    def _check_blocks(self, inputs: TensorSpec) -> None:
+        checked: set[tuple[int, tuple[int, int]]] = set()
+        with torch.device("meta"):
+            for block, interface in states(self.cut):
+                given = self.cut.output(block - 1, interface) if block else (0, 0)
+                if (block, given) not in checked:
+                    checked.add((block, given))
+                    self.cut.block(block, interface, inputs)
+
     def _begin(self) -> None:
         """Begin a block: its optimiser, and its ranking still empty."""
         self._optimizer = self._fresh_optimizer()
@@ -182,7 +199,7 @@ class BossNAS:
         block = len(self.siamese.chosen)
         if block < self.cut.num_blocks:
             self.paths = self.cut.paths(block, self.siamese.interface)
-            self._fair = self.settings.fair(self.paths)
+            self._fair = fair_options(self.paths) if self._sets_are_fair else None
 
     def _fresh_optimizer(self) -> Lars:
         settings = self.settings
@@ -313,11 +330,24 @@ class BossNAS:
         if not all(math.isfinite(value) for value in means):
             raise TrainerError(f"a path of block {block + 1} scores no finite number; lower lr")
         self.scores.append(dict(zip(ranking.paths, means, strict=True)))
-        best = min(ranking.paths, key=self.scores[-1].__getitem__)
+        best = self._prefix()
         ranking.install(best)
         self.siamese.choose(best)
         self._begin()
         return {"best_score": min(means), "worst_score": max(means)}
+
+    def _prefix(self) -> Path:
+        """Return the path at which the block just ranked is frozen: the best one.
+
+        Where there are limits it is the best one with which what is frozen can be completed
+        within them; so whatever follows, some network that was ranked is within them.
+        """
+        scores = self.scores[-1]
+        if not self._limits:
+            return min(scores, key=scores.__getitem__)
+        frozen = [{path: 0.0} for path in self.siamese.chosen]
+        _, paths = next(self._networks([*frozen, scores]))
+        return paths[len(frozen)]
 
     def _calibrated(self, block: int) -> BlockRanking:
         """Take the batch statistics of all paths, on training images."""
@@ -344,28 +374,32 @@ class BossNAS:
         Raises:
             InfeasibleError: None is within the limits.
         """
-        metric = next(iter(self._limits), None)
+        return self._networks(self.scores)
+
+    def _networks(
+        self, rankings: Sequence[Mapping[Path, float]]
+    ) -> Iterator[tuple[float, tuple[Path, ...]]]:
+        metric, second = (*self._limits, None, None)[:2]
         table = options(
             self.cut,
-            self.scores,
+            rankings,
             costs=None if metric is None else self._costs,
             metric=metric,
+            second=second,
             inputs=self._data.inputs,
         )
-        limit = math.inf if metric is None else self._limits[metric]
-        found = best_networks(table, start=self.cut.start, limit=limit)
-        others = {name: top for name, top in self._limits.items() if name != metric}
-        return ((score, paths) for score, paths in found if self._within(paths, others))
-
-    def _within(self, paths: Sequence[Path], limits: Mapping[str, float]) -> bool:
-        if not limits:
-            return True
-        spent, given, interface = dict.fromkeys(limits, 0.0), self._data.inputs, self.cut.start
-        for block, path in enumerate(paths):
-            priced, given = self._costs.of(block, interface, path, given)
-            interface = self.cut.interface(block, path)
-            spent = {name: value + priced[name] for name, value in spent.items()}
-        return all(spent[name] <= top for name, top in limits.items())
+        try:
+            yield from best_networks(
+                table,
+                start=self.cut.start,
+                limit=self._limits.get(metric or "", math.inf),
+                second_limit=self._limits.get(second or "", math.inf),
+            )
+        except InfeasibleError as error:
+            raise InfeasibleError(
+                f"no network is within the limits on {' and '.join(self._limits)}: {error}",
+                nearest=error.nearest,
+            ) from error
 
     def best(self, k: int) -> list[Architecture]:
         """Return the networks of least score within the limits, best first."""

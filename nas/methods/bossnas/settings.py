@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nas.blockwise import Path
@@ -62,8 +62,11 @@ class Settings:
                 raise InvalidInputError(
                     f"{name} is {value!r}; it must be an integer of at least {least}"
                 )
-        if self.ranking_images is not None and self.ranking_images < 1:
-            raise InvalidInputError(f"ranking_images is {self.ranking_images}; give at least 1")
+        images = self.ranking_images
+        if images is not None and (type(images) is not int or images < 1):
+            raise InvalidInputError(
+                f"ranking_images is {images!r}; it must be an integer of at least 1, or none"
+            )
         if self.warmup_epochs > self.epochs:
             raise InvalidInputError(
                 f"warmup_epochs is {self.warmup_epochs}, more than the {self.epochs} epochs; "
@@ -80,7 +83,7 @@ class Settings:
         for name in ("momentum", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if self.weight_decay < 0:
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise InvalidInputError(f"weight_decay is {self.weight_decay}; it must be at least 0")
 
     def kind_of_views(self, side: int) -> Kind:
@@ -93,19 +96,21 @@ class Settings:
         """Say whether all paths see one pair of views."""
         return kind == "crop" if self.pairs == "auto" else self.pairs == "shared"
 
-    def fair(self, paths: Sequence[Path]) -> tuple[int, ...] | None:
-        """Return the options of each layer if sets of ``paths`` are to be fair, else None.
+    def fair(self, blocks: Iterable[Sequence[Path]]) -> bool:
+        """Say whether sampled sets are to be fair; ``blocks`` are the legal paths of each.
 
         Raises:
             InvalidInputError: They cannot be, as some combinations are not legal.
         """
-        options = None if self.sampling == "random" else fair_options(paths)
-        if options is None and self.sampling == "fair":
+        if self.sampling == "random":
+            return False
+        free = all(fair_options(paths) is not None for paths in blocks)
+        if not free and self.sampling == "fair":
             raise InvalidInputError(
                 "sampling is 'fair', but the layers of a block do not choose freely among "
                 "equally many operations; use 'random'"
             )
-        return options
+        return free
 
 
 def bounds(limits: Sequence[Limit]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from nas.methods.few_shot import matching
 from nas.methods.few_shot.partition import EdgeRule, Objective, Sizes
 from nas.methods.few_shot.plan import Moment, Schedule
 from nas.methods.few_shot.presets import preset
-from nas.methods.few_shot.racing import ROUND, Criterion, Race
+from nas.methods.few_shot.racing import Criterion, Race, num_rounds
 from nas.methods.few_shot.search import SplitSearch, one_shot
 from nas.plugins import MethodContext
 from zoo.errors import InvalidInputError
@@ -55,8 +55,8 @@ class FewShot(SplitSearch):
         made = one_shot(base, params, context)
         edges = made.splittable()
         self.edge = edges[0] if edge is None else edge
-        if self.edge not in edges:
-            raise InvalidInputError(f"edge is {edge}; this network has the edges {list(edges)}")
+        if type(self.edge) is not int or self.edge not in edges:
+            raise InvalidInputError(f"edge is {edge!r}; this network has the edges {list(edges)}")
         self._operations = allowed(made.options())[self.edge]
         super().__init__(
             context,
@@ -138,6 +138,9 @@ class GmNas(SplitSearch):
             restart=plan.restart if restart is None else restart,
             fixed_schedule=plan.fixed_schedule if fixed_schedule is None else fixed_schedule,
         )
+        for name, value in (("racing", racing), ("hard", hard)):
+            if value not in (True, False, None):
+                raise InvalidInputError(f"{name} is {value!r}; give true or false")
         self._batches, self._z = batches, z if racing else math.inf
         self._distance = matching.distance(distance)
         self._hard = published.hard if hard is None else hard
@@ -155,7 +158,7 @@ class GmNas(SplitSearch):
             context,
             one_shot(base, {**published.base_params, **(base_params or {})}, context),
             schedule=schedule,
-            rounds=-(-batches // ROUND),
+            rounds=num_rounds(batches),
             candidates=published.candidates if candidates is None else candidates,
         )
         # What the first split would refuse, after epochs of training, is refused now.

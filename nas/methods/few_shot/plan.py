@@ -48,12 +48,21 @@ class Schedule:
                 f"there are {len(self.checkpoints)} checkpoints and {len(self.groups)} numbers "
                 "of groups; give one of each for every split"
             )
+        for name in ("checkpoints", "groups"):
+            for value in getattr(self, name):
+                if type(value) is not int:
+                    raise InvalidInputError(f"{name} has {value!r}; it takes integers")
         if list(self.checkpoints) != sorted(self.checkpoints) or self.checkpoints[0] < 0:
             raise InvalidInputError(f"checkpoints are {self.checkpoints}; they must ascend from 0")
         if any(groups < 2 for groups in self.groups):
             raise InvalidInputError(f"groups are {self.groups}; each must be at least 2")
-        if self.final_epochs < 1:
-            raise InvalidInputError(f"final_epochs is {self.final_epochs}; it must be at least 1")
+        if type(self.final_epochs) is not int or self.final_epochs < 1:
+            raise InvalidInputError(
+                f"final_epochs is {self.final_epochs!r}; it must be an integer of at least 1"
+            )
+        for name in ("restart", "fixed_schedule"):
+            if type(getattr(self, name)) is not bool:
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}; give true or false")
 
     @property
     def splits(self) -> int:

@@ -47,6 +47,17 @@ Measure = Callable[[int, int], Tensor]
 """Returns D ``(operations, operations)`` of an edge on a numbered batch."""
 
 
+def num_rounds(batches: int) -> int:
+    """Return the rounds in which an edge is measured on so many batches.
+
+    Raises:
+        InvalidInputError: ``batches`` is no integer of at least 1.
+    """
+    if type(batches) is not int or batches < 1:
+        raise InvalidInputError(f"batches is {batches!r}; it must be an integer of at least 1")
+    return -(-batches // ROUND)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
     """How a split is decided.
@@ -123,10 +134,9 @@ class Race:
     def __post_init__(self) -> None:
         if not self.edges:
             raise InvalidInputError("no edge is left that could be split; split fewer times")
-        if self.batches < 1 or not self.z > 0:
-            raise InvalidInputError(
-                f"batches is {self.batches} and z {self.z}; both must be above 0"
-            )
+        num_rounds(self.batches)
+        if not self.z > 0:
+            raise InvalidInputError(f"z is {self.z}; it must be above 0")
         self.alive = self.alive or self.edges
         for edge in self.edges:
             self.samples.setdefault(edge, [])
@@ -134,7 +144,7 @@ class Race:
     @property
     def rounds(self) -> int:
         """Rounds after which the race is over at the latest."""
-        return -(-self.batches // ROUND)
+        return num_rounds(self.batches)
 
     def round(self, measure: Measure) -> None:
         """Measure up to ``ROUND`` batches of every edge in the race; nothing if it is decided."""

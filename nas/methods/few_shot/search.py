@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import abc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,9 +110,15 @@ class SplitSearch(abc.ABC):
     measure_latencies = staticmethod(measure_latencies)
 
     @classmethod
+    def caps_latency(cls, params: Mapping[str, Any]) -> bool:
+        """Say whether the base method promises to keep a limit on latency."""
+        asks = _asked_of_base(params, "caps_latency")
+        return asks is not None and bool(asks(params.get("base_params") or {}))
+
+    @classmethod
     def wants_latencies(cls, params: Mapping[str, Any], limits: Sequence[Limit]) -> bool:
         """Say whether the base method needs latencies measured for it."""
-        asks = getattr(method_class(str(params.get("base", "darts"))), "wants_latencies", None)
+        asks = _asked_of_base(params, "wants_latencies")
         return asks is not None and bool(asks(params.get("base_params") or {}, limits))
 
     def __init__(
@@ -138,6 +144,9 @@ class SplitSearch(abc.ABC):
                     f"split {stage + 1} into {groups} groups finds no edge with as many "
                     "operations that was not split before; split fewer times or smaller"
                 )
+        # A schedule that the base refuses is refused now, not after epochs of training.
+        for stage in reversed(range(schedule.splits + 1)):
+            base.confine(self._terms(root.mask, stage, 0))
         contest = num_steps(schedule.nets(schedule.splits) * candidates, self._held_out.batches)
         self._plan = Plan(schedule, base.steps_per_epoch, rounds, contest)
         self._nets = [root]
@@ -182,15 +191,22 @@ class SplitSearch(abc.ABC):
     def best(self, k: int) -> list[Architecture]:
         """Return the winners of the contest, best first; before it, what a sub-supernet proposes.
 
-        A supernet may come to the same architecture as another: each is returned once.
+        If more are asked for than there were, what else the sub-supernets propose follows, the
+        winner's first. A supernet may come to the same architecture as another: each is
+        returned once.
         """
         if self._contest is None:
             moment = self._plan.at(min(self._step, self.total - 1))
             self._activate(moment.stage, self._live or 0)
-            return self.base.propose(k, self._rng(self._live or 0))[:k]
-        space = self.base.space.describe()
-        found = [Architecture(space=space, choices=c.choices) for c in self._contest.ranking()]
-        return list(dict.fromkeys(found))[:k]
+            return self.base.propose(max(k, 0), self._rng(self._live or 0))
+        space, ranking = self.base.space.describe(), self._contest.ranking()
+        found = dict.fromkeys(Architecture(space=space, choices=c.choices) for c in ranking)
+        for net in dict.fromkeys(contender.net for contender in ranking):
+            if len(found) >= k:
+                break
+            self._activate(self.schedule.splits, net)
+            found |= dict.fromkeys(self.base.propose(k, self._rng(net)))
+        return list(found)[: max(k, 0)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state: every sub-supernet's, and how far decisions are."""
@@ -261,19 +277,20 @@ class SplitSearch(abc.ABC):
             kept = _on_host(self.base.state_dict())
             self._nets[self._live] = replace(self._nets[self._live], state=kept)
         net = self._nets[at]
-        self.base.confine(
-            Confinement(
-                mask=net.mask,
-                epochs=self.schedule.length(stage),
-                frozen=self.schedule.frozen(stage),
-                seed=self._net_seed(stage, at),
-            )
-        )
+        self.base.confine(self._terms(net.mask, stage, at))
         if net.state is None:
             self.base.restart()
         else:
             self.base.load_state_dict(net.state)
         self._live = at
+
+    def _terms(self, mask: Tensor, stage: int, at: int) -> Confinement:
+        return Confinement(
+            mask=mask,
+            epochs=self.schedule.length(stage),
+            frozen=self.schedule.frozen(stage),
+            seed=self._net_seed(stage, at),
+        )
 
     def _net_seed(self, stage: int, at: int) -> int:
         """Return the seed of a sub-supernet: its own once it starts afresh."""
@@ -303,6 +320,10 @@ class SplitSearch(abc.ABC):
 
     def _rng(self, at: int) -> random.Random:
         return random.Random(derive_seed(self._seed, "few-shot", "candidates", at))
+
+
+def _asked_of_base(params: Mapping[str, Any], question: str) -> Callable[..., object] | None:
+    return getattr(method_class(str(params.get("base", "darts"))), question, None)
 
 
 def _on_host(state: Any) -> Any:

@@ -7,9 +7,8 @@ leaves, and what the constraint remembers of the stages so far: after it come ex
 strings with which the network can still be completed.
 
 Where the constraint is ``asymmetric`` the first number also says whether a stage up to this
-one is mixed (the number of widths is added), since the string alone does not. A stage that
-was ranked after a mixed one therefore has no scores for networks that are not mixed yet;
-those are not derived.
+one is mixed (the number of widths is added), since the string alone does not. It runs the same
+either way, and has one score (``computed``).
 """
 
 from __future__ import annotations
@@ -127,6 +126,9 @@ class HybridBlockwise(Blockwise):
         after = self._after(START[self._space.constraint], string)
         assert after is not None
         return self._memories.index(after) * self._widths + width
+
+    def computed(self, block: int, path: Path) -> Path:
+        return (path[0] % self._widths, *path[1:])
 
     def join(self, paths: Sequence[Path]) -> Architecture:
         architecture = self._space.architecture(
