@@ -156,6 +156,14 @@ class NasnetSpace(CategoricalSpace):
             cell += [2] * (settings.num_blocks + 1)
         return tuple(cell * 2)
 
+    def operation_choices(self) -> Iterator[int]:
+        """Yield the places in ``choices`` that choose operations, two a block of either cell."""
+        half = len(self.cardinalities()) // 2
+        for cell in (0, half):
+            for block in range(self.settings.num_blocks):
+                at = cell + PER_BLOCK * block
+                yield from (at + 2, at + 3)
+
     def encode(self, genotype: NasnetGenotype) -> Architecture:
         """Return the architecture of a genotype.
 
