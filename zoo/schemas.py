@@ -64,9 +64,14 @@ class Recipe(Schema):
     warmup_epochs: int | None = Field(default=None, ge=0, description="null: the schedule's own")
     lr_min: float = Field(default=0.0, ge=0, description="where the schedule ends")
     power: float = Field(default=2.0, ge=1, description="of the schedule cosine-power")
+    gamma: float = Field(default=0.97, gt=0, le=1, description="of the schedule exponential")
     nesterov: bool = True
     no_decay: tuple[Literal["norms", "biases"], ...] = Field(
         default=(), description="parameters that weight decay leaves alone"
+    )
+    crop: Literal["padded", "resized"] = "padded"
+    color_jitter: tuple[float, ...] = Field(
+        default=(), description="of brightness, contrast, saturation, hue; empty: none"
     )
     auto_augment: bool = Field(default=False, description="AutoAugment's policy for CIFAR-10")
     cutout: int = Field(default=0, ge=0, description="side of the square cut out; 0: none")
@@ -91,6 +96,12 @@ class Recipe(Schema):
     def _check(self) -> Recipe:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}")
+        jitter = self.color_jitter
+        if jitter and (len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5):
+            raise ValueError(
+                f"color_jitter {list(jitter)}; give four strengths of at least 0, of brightness, "
+                "contrast, saturation and hue (at most 0.5), e.g. [0.4, 0.4, 0.4, 0.2]"
+            )
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min {self.lr_min} is above lr {self.lr}; lower it")
         if self.warmup_epochs is not None and self.warmup_epochs > self.epochs:
