@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from zoo import networks
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.jobs import JobKind
 from zoo.names import check_alias
@@ -205,7 +206,8 @@ class TrainRequest(Schema):
 
     The network is one of: ``chain`` (its id or alias; trained on from its weights unless
     ``from_scratch``), ``architecture`` (itself, or the id of one that another job of the
-    owner has met), or ``space`` with a ``genotype`` or ``choices`` in it.
+    owner has met), or ``space`` with a ``genotype`` or ``choices`` in it; or ``network``, the
+    name of a published one (``zoo.networks``), which stands for its space and genotype.
     """
 
     chain: str | None = None
@@ -223,6 +225,16 @@ class TrainRequest(Schema):
     alias: str | None = Field(default=None, description="name to give the chain")
     max_train_s: float = Field(default=86_400.0, gt=0)
     max_memory_bytes: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        try:
+            return networks.expand(fields)
+        except (InvalidInputError, UnknownNameError) as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _check(self) -> TrainRequest:
