@@ -125,9 +125,10 @@ def color_jitter(images: Tensor, strengths: Sequence[float], generator: torch.Ge
     batch, device = len(images), generator.device
     order = torch.rand(batch, 4, generator=generator, device=device).argsort(1)
     drawn = torch.rand(batch, 4, generator=generator, device=device)
-    lows = torch.tensor([max(0.0, 1 - s) for s in strengths[:HUE]] + [-strengths[HUE]])
-    highs = torch.tensor([1 + s for s in strengths[:HUE]] + [strengths[HUE]])
-    factors = lows.to(device) + (highs - lows).to(device) * drawn
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in strengths[:HUE]]
+    ranges.append((-strengths[HUE], strengths[HUE]))
+    columns = zip(ranges, drawn.unbind(1), strict=True)
+    factors = torch.stack([low + (high - low) * column for (low, high), column in columns], dim=1)
     order, factors = (each.to(images.device, non_blocking=True) for each in (order, factors))
     return 255 * adjust_colors(images.to(torch.float32) / 255, factors, order)
 
@@ -185,8 +186,8 @@ def _blend(images: Tensor, change: Tensor, factors: Tensor, *, active: Tensor) -
     factor = torch.where(active & (change != HUE), wanted, 1.0)[:, None, None, None]
     grey = images
     if images.shape[1] == 3:
-        weights = images.new_tensor(GREY)[:, None, None]
-        grey = (images * weights).sum(1, keepdim=True)
+        red, green, blue = images.split(1, dim=1)
+        grey = GREY[0] * red + GREY[1] * green + GREY[2] * blue
     what = change[:, None, None, None]
     base = torch.where(what == CONTRAST, grey.mean((1, 2, 3), keepdim=True), grey)
     base = torch.where(what == BRIGHTNESS, 0.0, base)
