@@ -63,19 +63,19 @@ def draw_crops(batch: int, height: int, width: int, generator: torch.Generator) 
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.int().argmax(0, keepdim=True)
-    found, high_, wide = (
+    found, tall, wide = (
         each.gather(0, first)[0] for each in (fits, heights.long(), widths.long())
     )
     whole_height = min(height, round(width / RATIOS[0]))
     whole_width = min(width, round(height * RATIOS[1]))
-    high_ = torch.where(found, high_, whole_height)
+    tall = torch.where(found, tall, whole_height)
     wide = torch.where(found, wide, whole_width)
-    free_y, free_x = height - high_, width - wide
+    free_y, free_x = height - tall, width - wide
     top, left = (
         torch.where(found, (share * (free + 1)).floor().long(), free // 2)
         for share, free in ((drawn[2, 0], free_y), (drawn[3, 0], free_x))
     )
-    return Crops(top, left, high_, wide)
+    return Crops(top, left, tall, wide)
 
 
 def resized_crop(images: Tensor, crops: Crops, flip: Tensor | None = None) -> Tensor:
