@@ -63,9 +63,7 @@ def draw_crops(batch: int, height: int, width: int, generator: torch.Generator) 
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.int().argmax(0, keepdim=True)
-    found, tall, wide = (
-        each.gather(0, first)[0] for each in (fits, heights.long(), widths.long())
-    )
+    found, tall, wide = (each.gather(0, first)[0] for each in (fits, heights.long(), widths.long()))
     whole_height = min(height, round(width / RATIOS[0]))
     whole_width = min(width, round(height * RATIOS[1]))
     tall = torch.where(found, tall, whole_height)
@@ -186,7 +184,7 @@ def _blend(images: Tensor, change: Tensor, factors: Tensor, *, active: Tensor) -
     factor = torch.where(active & (change != HUE), wanted, 1.0)[:, None, None, None]
     grey = images
     if images.shape[1] == 3:
-        red, green, blue = images.split(1, dim=1)
+        red, green, blue = torch.split(images, 1, dim=1)
         grey = GREY[0] * red + GREY[1] * green + GREY[2] * blue
     what = change[:, None, None, None]
     base = torch.where(what == CONTRAST, grey.mean((1, 2, 3), keepdim=True), grey)
