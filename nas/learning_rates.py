@@ -11,6 +11,7 @@ Sources:
     ``cosine``: Loshchilov and Hutter (2017), arXiv:1608.03983, step by step.
     ``cosine_epoch``: the same, constant within an epoch, as DARTS and PC-DARTS train.
     ``linear_epoch``: the ImageNet training of PC-DARTS, arXiv:1907.05737.
+    ``exponential_epoch``: the ImageNet training of DARTS, arXiv:1806.09055.
     ``cosine_power``: sharpDARTS; see ``nas.schedules``.
 """
 
@@ -51,6 +52,9 @@ class Plan(Protocol):
     @property
     def power(self) -> float: ...
 
+    @property
+    def gamma(self) -> float: ...
+
 
 def learning_rate(step: int, total: int, peak: float, floor: float = 0.0) -> float:
     """Return the rate of ``step`` of ``total``: a tenth of warm-up, then cosine to ``floor``."""
@@ -82,6 +86,11 @@ def linear_epoch(epoch: int, epochs: int, peak: float, floor: float = 0.0) -> fl
     long, left = epochs - tail, epochs - epoch
     share = (left - tail) / long if left > tail else left / (long * tail)
     return floor + (peak - floor) * share
+
+
+def exponential_epoch(epoch: int, gamma: float, peak: float, floor: float = 0.0) -> float:
+    """Return ``max(floor, peak gamma ** e)``."""
+    return max(floor, peak * gamma**epoch)
 
 
 def warmed(epoch: int, warmup: int) -> float:
@@ -121,10 +130,17 @@ def _cosine_power(plan: Plan, step: int, steps: int) -> float:
     )
 
 
+def _exponential(plan: Plan, step: int, steps: int) -> float:
+    epoch = step // steps
+    height = exponential_epoch(epoch, plan.gamma, plan.lr, plan.lr_min)
+    return height * warmed(epoch, plan.warmup_epochs or 0)
+
+
 _SCHEDULES: Mapping[str, Callable[[Plan, int, int], float]] = {
     "cosine": _cosine_steps,
     "cosine-epoch": _epochwise(cosine_epoch),
     "cosine-power": _cosine_power,
+    "exponential": _exponential,
     "linear": _epochwise(linear_epoch),
 }
 
@@ -134,8 +150,8 @@ def rate_of(plan: Plan, step: int, steps: int) -> float:
 
     ``cosine`` goes step by step: with ``warmup_epochs`` None as ``learning_rate``, otherwise
     linearly to the peak within that many epochs, then along the whole cosine. The others are
-    constant within an epoch; ``cosine-epoch`` and ``linear`` are scaled by ``warmed`` at first,
-    as PC-DARTS does, ``cosine-power`` has a warm-up of its own.
+    constant within an epoch; ``cosine-epoch``, ``exponential`` and ``linear`` are scaled by
+    ``warmed`` at first, as PC-DARTS does, ``cosine-power`` has a warm-up of its own.
 
     Args:
         plan: The recipe.

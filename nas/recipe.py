@@ -56,15 +56,19 @@ class FixedRecipe:
         momentum: Of SGD.
         weight_decay: L2 penalty within the gradient.
         clip_norm: Largest norm of the whole gradient; None leaves it as it is.
-        augment: Random crops and, where labels allow it, mirroring.
+        augment: Random crops (see ``crop``) and, where labels allow it, mirroring.
         label_smoothing: Share of the target spread evenly over all classes.
         schedule: Of the learning rate; see ``nas.learning_rates.rate_of``.
         warmup_epochs: Epochs of rising rates; None is the schedule's own choice.
         lr_min: Rate at which the schedule ends.
         power: Of the schedule ``cosine-power``; no other reads it.
+        gamma: Of the schedule ``exponential``; no other reads it.
         nesterov: Nesterov's form of momentum.
         no_decay: Parameters without weight decay: ``norms`` (weights and biases of
             normalisations), ``biases`` (of everything else).
+        crop: ``padded`` (``DataSet.augment``) or ``resized`` (``DataSet.augment_resized``).
+        color_jitter: Strengths of changes of brightness, contrast, saturation and hue of every
+            training image; none if empty.
         auto_augment: AutoAugment's policy for CIFAR-10, after crops and mirroring.
         cutout: Side in pixels of the square set to the data's mean in every training image;
             0 for none.
@@ -89,8 +93,11 @@ class FixedRecipe:
     warmup_epochs: int | None = None
     lr_min: float = 0.0
     power: float = 2.0
+    gamma: float = 0.97
     nesterov: bool = True
     no_decay: tuple[str, ...] = ()
+    crop: str = "padded"
+    color_jitter: tuple[float, ...] = ()
     auto_augment: bool = False
     cutout: int = 0
     drop_path: float = 0.0
@@ -122,7 +129,8 @@ def preset(name: str, **changes: Any) -> FixedRecipe:
         UnknownNameError: There is no such recipe.
     """
     values: dict[str, Any] = expand({"preset": name, **changes})
-    return FixedRecipe(**values | {"no_decay": tuple(values.get("no_decay", ()))})
+    lists = {name: tuple(values.get(name, ())) for name in ("no_decay", "color_jitter")}
+    return FixedRecipe(**values | lists)
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Json]:

@@ -21,6 +21,7 @@ from nas import regularisation
 from nas.auxiliary import AuxiliaryTap
 from nas.data import DataSet, Split
 from nas.data.policies import auto_augment
+from nas.data.transforms import color_jitter
 from nas.drop_path_schedules import keep_at_depth
 from nas.learning_rates import learning_rate as learning_rate
 from nas.learning_rates import rate_of
@@ -320,9 +321,13 @@ class Training:
     def _inputs(self, images: Tensor) -> Tensor:
         """Return a batch as the network sees it: cropped, mirrored, normalised, cut out."""
         if self.recipe.augment:
-            images = self._data.augment(images, self._generator)
+            resized = self.recipe.crop == "resized"
+            crop = self._data.augment_resized if resized else self._data.augment
+            images = crop(images, self._generator)
         if self.recipe.auto_augment:
             images = auto_augment(images, self._generator)
+        if self.recipe.color_jitter:
+            images = color_jitter(images, self.recipe.color_jitter, self._generator)
         inputs = self._data.normalize(images).contiguous(memory_format=torch.channels_last)
         if self.recipe.cutout:
             inputs = regularisation.cutout(inputs, self.recipe.cutout, self._generator)

@@ -45,11 +45,15 @@ class Listed:
 
 @dataclass
 class Measured:
-    """What a checkpoint holds: entries and whole networks that were measured."""
+    """What a checkpoint holds: entries and whole networks that were measured.
+
+    ``whole`` are those of recomputed fronts, in ms, by what determines them.
+    """
 
     entries: dict[str, Any] = field(default_factory=dict)
     networks: list[dict[str, Any]] = field(default_factory=list)
     clocks: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
 
 
 def run(context: JobContext) -> Mapping[str, Json]:
@@ -142,7 +146,7 @@ def measure_operations(
             head = context.call("time_operations", args, limits=Limits(timeout_s=CHUNK_S)).head
         state.entries |= head["entries"]
         state.clocks = head["clocks"]
-        _save(context, state)
+        save(context, state)
 
 
 def _measure_networks(
@@ -161,7 +165,7 @@ def _measure_networks(
             phase="networks",
         )
         state.networks.append(time_network(context, request, device, listed.architectures[number]))
-        _save(context, state)
+        save(context, state)
 
 
 def time_network(
@@ -195,9 +199,10 @@ def _energy(listed: Listed, timed: Sequence[Mapping[str, Any]]) -> Mapping[str, 
     ).to_json()
 
 
-def _save(context: JobContext, state: Measured) -> None:
+def save(context: JobContext, state: Measured) -> None:
+    """Write a checkpoint of all that was measured."""
     digest = context.store.files.put(checkpoint.pack({"state": json.dumps(vars(state))}))
-    steps = len(state.entries) + len(state.networks)
+    steps = len(state.entries) + len(state.networks) + len(state.whole)
     context.store.jobs.save_checkpoint(context.job.id, context.session.token, digest, steps)
 
 

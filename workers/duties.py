@@ -349,15 +349,20 @@ class Duties:
         return Message({"kind": "opened"})
 
     def steps(self, args: Json, _: Blobs) -> Message:
-        """Step the method for about ``seconds``, at least once, at most to its end."""
+        """Step the method for about ``seconds``, at least once, at most to its end.
+
+        The last step's report has the latest value of every metric: not every step has all.
+        """
         method = self._opened()
         started = time.monotonic()
-        count = 0
+        count, metrics = 0, dict[str, float]()
         while True:
             report = method.step()
             count += 1
+            metrics |= report.metrics
             if report.done or time.monotonic() - started >= args["seconds"]:
-                return Message({"kind": "report", "count": count, **report_json(report)})
+                found = report_json(dataclasses.replace(report, metrics=metrics))
+                return Message({"kind": "report", "count": count, **found})
 
     def best(self, args: Json, _: Blobs) -> Message:
         found = self._opened().best(args["k"])

@@ -4,6 +4,9 @@ A front of a search is a choice among candidates that were trained; only their l
 depends on the device. It is the sum of a latency table: what finished tables of
 the device hold is taken from them, and only what they lack is measured. The networks on
 the new front are measured whole, so that the answer says how far off the sums are.
+
+Tables hold operations as torch runs them. Of a search that asked for another runtime, which
+fuses operations as it likes, every candidate is measured whole in that runtime.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from workers.cost_table_job import (
     listing,
     measure_operations,
     measured_before,
+    save,
     time_network,
 )
-from workers.latency import PREDICTED
-from zoo.canonical import Json, plain
+from workers.latency import PREDICTED, measure
+from zoo.canonical import Json, canonical_json, plain
 from zoo.errors import InvalidInputError, NotFoundError
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobState
 from zoo.schemas import METRICS, CostTableRequest, FrontsRequest, SearchRequest, parse_request
@@ -35,6 +39,9 @@ from zoo.spec import Device
 from zoo.store.protocols import JobQuery
 
 LATENCY = "latency_ms"
+
+TABLED = "torch"
+"""The runtime whose operations are in tables."""
 
 PRECISION: Literal["float32"] = "float32"
 
@@ -49,7 +56,9 @@ def run(context: JobContext) -> Mapping[str, Json]:
         ``{"device", "fronts": [{"job", "front": [{"candidate", "architecture", "metrics",
         "sum_ms", "feasible"}], "considered", "feasible", "median_error"}], "measured"}``:
         ``metrics`` hold the latency measured on the device, by which ``feasible`` judges;
-        ``sum_ms`` is what the table gave for it.
+        ``sum_ms`` is what the table gave for it. It is None, like ``median_error``, for a
+        search in another runtime than torch. ``measured`` are operations, and networks of
+        such searches.
 
     Raises:
         InvalidInputError: A job that was named is no finished search, or there is none.
@@ -77,7 +86,8 @@ def run(context: JobContext) -> Mapping[str, Json]:
             repeats=request.repeats,
         )
         fronts.append(_recomputed(context, job, search, table_request, device, state))
-    return {"device": device.id, "fronts": fronts, "measured": len(state.entries) - known}
+    measured = len(state.entries) - known + len(state.whole)
+    return {"device": device.id, "fronts": fronts, "measured": measured}
 
 
 def _tabled(context: JobContext, device: Device) -> dict[str, Any]:
@@ -132,10 +142,10 @@ def _recomputed(
     candidates = _judged(context, job, search)
     if not candidates:
         return {"job": job.id, "front": [], "considered": 0, "feasible": 0, "median_error": None}
-    listed = listing(context, request, [item.architecture for item in candidates])
-    measure_operations(context, request, device, listed.operations, state)
-    table = _calibrated(context, request, device, listed, state)
-    sums = [table.total_ms(listed.keys(number)) for number in range(len(candidates))]
+    if search.runtime == TABLED:
+        listed, sums = _summed(context, request, device, candidates, state)
+    else:
+        listed, sums = None, _measured(context, search, device, candidates, state)
     metrics = [{**item.metrics, LATENCY: ms} for item, ms in zip(candidates, sums, strict=True)]
     for values in metrics:
         values.pop(PREDICTED, None)  # that of the search; the front's networks are measured
@@ -145,15 +155,17 @@ def _recomputed(
     rows: list[Json] = []
     errors = []
     for number in best:
-        timed = time_network(context, request, device, listed.architectures[number])
-        values = {**metrics[number], LATENCY: timed["median_ms"]}
-        errors.append(abs(sums[number] / timed["median_ms"] - 1))
+        values = metrics[number]
+        if listed is not None:
+            timed = time_network(context, request, device, listed.architectures[number])
+            values = {**values, LATENCY: timed["median_ms"]}
+            errors.append(abs(sums[number] / timed["median_ms"] - 1))
         rows.append(
             {
                 "candidate": candidates[number].number,
                 "architecture": plain(candidates[number].architecture),
                 "metrics": plain(values),
-                "sum_ms": sums[number],
+                "sum_ms": None if listed is None else sums[number],
                 "feasible": _holds(search, values),
             }
         )
@@ -164,6 +176,47 @@ def _recomputed(
         "feasible": len(allowed),
         "median_error": median(errors) if errors else None,
     }
+
+
+def _summed(
+    context: JobContext,
+    request: CostTableRequest,
+    device: Device,
+    candidates: Sequence[Candidate],
+    state: Measured,
+) -> tuple[Listed, list[float]]:
+    """Return the candidates' operations, and the sums of a table of them, in ms."""
+    listed = listing(context, request, [item.architecture for item in candidates])
+    measure_operations(context, request, device, listed.operations, state)
+    table = _calibrated(context, request, device, listed, state)
+    return listed, [table.total_ms(listed.keys(number)) for number in range(len(candidates))]
+
+
+def _measured(
+    context: JobContext,
+    search: SearchRequest,
+    device: Device,
+    candidates: Sequence[Candidate],
+    state: Measured,
+) -> list[float]:
+    """Return every candidate's latency in ms, measured whole in the search's runtime."""
+    terms = {"data": search.data, "runtime": search.runtime, "batch": search.batch}
+    found = []
+    for number, item in enumerate(candidates):
+        key = canonical_json({"architecture": item.architecture_id, **terms}).decode()
+        if key not in state.whole:
+            context.session.check()
+            context.session.progress(
+                step=number,
+                total=len(candidates),
+                message="measuring whole networks",
+                phase="networks",
+            )
+            args = {"architecture": plain(item.architecture), **terms}
+            state.whole[key] = measure(context, args, device)["median_ms"]
+            save(context, state)
+        found.append(state.whole[key])
+    return found
 
 
 def _holds(search: SearchRequest, values: Mapping[str, float]) -> bool:
@@ -182,7 +235,7 @@ def _calibrated(
     """Return the table of what was measured, its overhead found on a few whole networks."""
     table = LatencyTable(
         device={"id": device.id},
-        runtime="torch",
+        runtime=TABLED,
         precision=request.precision,
         batch=request.batch,
         entries={key: Entry(**entry) for key, entry in state.entries.items()},

@@ -1,8 +1,9 @@
 """Published training recipes by name: what ``Recipe(preset=…)`` and ``--recipe`` stand for.
 
 Fields that a preset leaves out have the defaults of ``zoo.schemas.Recipe``. What a paper does
-besides (AutoAugment, colour jitter, averaging of runs) is no part of a recipe here and is said
-in ``lacks``.
+besides (AutoAugment for ImageNet, averaging of runs) is no part of a recipe here and is said in
+``lacks``. On ImageNet papers train on images of all sizes and validate on a central crop; data
+here are of one size, so ``crop=resized`` cuts from that and validation sees whole images.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from zoo.canonical import Json
 from zoo.errors import UnknownNameError
 
-SCHEDULES = ("cosine", "cosine-epoch", "cosine-power", "linear")
+SCHEDULES = ("cosine", "cosine-epoch", "cosine-power", "exponential", "linear")
 """Names of learning-rate schedules; ``nas.learning_rates`` has the formulae."""
 
 
@@ -40,6 +41,17 @@ _DARTS_CIFAR: Mapping[str, Json] = {
     "auxiliary": 0.4,
 }
 
+_DARTS_IMAGENET: Mapping[str, Json] = {
+    "epochs": 250,
+    "nesterov": False,
+    "weight_decay": 3e-5,
+    "clip_norm": 5.0,
+    "label_smoothing": 0.1,
+    "crop": "resized",
+    "color_jitter": [0.4, 0.4, 0.4, 0.2],
+    "auxiliary": 0.4,
+}
+
 PRESETS: Mapping[str, Preset] = {
     "darts-cifar": Preset(
         network="darts, cells=20, channels=36",
@@ -51,22 +63,27 @@ PRESETS: Mapping[str, Preset] = {
         source="Xu et al. 2020, arXiv:1907.05737",
         fields={**_DARTS_CIFAR, "drop_path": 0.3},
     ),
+    "darts-imagenet": Preset(
+        network="darts, cells=14, channels=48, stem=imagenet, stem_multiplier=1",
+        source="Liu et al. 2019, arXiv:1806.09055",
+        fields={
+            **_DARTS_IMAGENET,
+            "batch_size": 128,
+            "lr": 0.1,
+            "schedule": "exponential",
+            "gamma": 0.97,
+        },
+    ),
     "pc-darts-imagenet": Preset(
         network="darts, cells=14, channels=48, stem=imagenet, stem_multiplier=1",
         source="Xu et al. 2020, arXiv:1907.05737",
         fields={
-            "epochs": 250,
+            **_DARTS_IMAGENET,
             "batch_size": 1024,
             "lr": 0.5,
             "schedule": "linear",
             "warmup_epochs": 5,
-            "nesterov": False,
-            "weight_decay": 3e-5,
-            "clip_norm": 5.0,
-            "label_smoothing": 0.1,
-            "auxiliary": 0.4,
         },
-        lacks="colour jitter; random resized crops (images are cropped after padding)",
     ),
     "proxyless-imagenet": Preset(
         network="mbconv",
@@ -81,9 +98,10 @@ PRESETS: Mapping[str, Preset] = {
             "no_decay": ["norms"],
             "clip_norm": None,
             "label_smoothing": 0.1,
+            "crop": "resized",
+            "color_jitter": [0.4, 0.4, 0.4, 0.1],
             "dropout": 0.1,
         },
-        lacks="colour jitter; random resized crops (images are cropped after padding)",
     ),
     "sharpdarts-cifar": Preset(
         network="darts with SharpSepConv, cells=20, channels=36",
@@ -113,9 +131,10 @@ PRESETS: Mapping[str, Preset] = {
             "nesterov": False,
             "weight_decay": 1e-4,
             "clip_norm": None,
+            "crop": "resized",
             "precision": "auto",
         },
-        lacks="AutoAugment; random resized crops; float16 (here bfloat16)",
+        lacks="AutoAugment's policy for ImageNet; float16 (here bfloat16)",
     ),
     "nasnet-cifar": Preset(
         network="nasnet, 18 normal cells, 32 filters",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from zoo import networks
 from zoo.errors import InvalidInputError, UnknownNameError
 from zoo.jobs import JobKind
 from zoo.names import check_alias
@@ -64,9 +65,14 @@ class Recipe(Schema):
     warmup_epochs: int | None = Field(default=None, ge=0, description="null: the schedule's own")
     lr_min: float = Field(default=0.0, ge=0, description="where the schedule ends")
     power: float = Field(default=2.0, ge=1, description="of the schedule cosine-power")
+    gamma: float = Field(default=0.97, gt=0, le=1, description="of the schedule exponential")
     nesterov: bool = True
     no_decay: tuple[Literal["norms", "biases"], ...] = Field(
         default=(), description="parameters that weight decay leaves alone"
+    )
+    crop: Literal["padded", "resized"] = "padded"
+    color_jitter: tuple[float, ...] = Field(
+        default=(), description="of brightness, contrast, saturation, hue; empty: none"
     )
     auto_augment: bool = Field(default=False, description="AutoAugment's policy for CIFAR-10")
     cutout: int = Field(default=0, ge=0, description="side of the square cut out; 0: none")
@@ -91,6 +97,12 @@ class Recipe(Schema):
     def _check(self) -> Recipe:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}")
+        jitter = self.color_jitter
+        if jitter and (len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5):
+            raise ValueError(
+                f"color_jitter {list(jitter)}; give four strengths of at least 0, of brightness, "
+                "contrast, saturation and hue (at most 0.5), e.g. [0.4, 0.4, 0.4, 0.2]"
+            )
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min {self.lr_min} is above lr {self.lr}; lower it")
         if self.warmup_epochs is not None and self.warmup_epochs > self.epochs:
@@ -194,7 +206,8 @@ class TrainRequest(Schema):
 
     The network is one of: ``chain`` (its id or alias; trained on from its weights unless
     ``from_scratch``), ``architecture`` (itself, or the id of one that another job of the
-    owner has met), or ``space`` with a ``genotype`` or ``choices`` in it.
+    owner has met), or ``space`` with a ``genotype`` or ``choices`` in it; or ``network``, the
+    name of a published one (``zoo.networks``), which stands for its space and genotype.
     """
 
     chain: str | None = None
@@ -212,6 +225,16 @@ class TrainRequest(Schema):
     alias: str | None = Field(default=None, description="name to give the chain")
     max_train_s: float = Field(default=86_400.0, gt=0)
     max_memory_bytes: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        try:
+            return networks.expand(fields)
+        except (InvalidInputError, UnknownNameError) as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _check(self) -> TrainRequest:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from nas.data.transforms import Crops, draw_crops, resized_crop
 from zoo.canonical import canonical_json
 from zoo.errors import InvalidInputError
 from zoo.spec import TensorSpec
@@ -66,7 +67,7 @@ class DataSet:
         return replace(self, **splits)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images as float32 with zero mean and unit variance a channel."""
+        """Return images, uint8 or 0 to 255, as float32 of zero mean and unit variance a channel."""
         scale, bias = self._affine
         if scale.device != images.device:
             scale, bias = scale.to(images.device), bias.to(images.device)
@@ -100,6 +101,20 @@ class DataSet:
         return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(
             0, 3, 1, 2
         )
+
+    def augment_resized(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Stretch a random part of each image to its size, and mirror half of the images.
+
+        Arguments and result are as for ``augment``; ``nas.data.transforms`` says what is drawn.
+        """
+        batch, _, height, width = images.shape
+        crops = draw_crops(batch, height, width, generator)
+        flip = None
+        if self.flips:
+            flip = _draw(2, batch, generator, images.device)[:, 0] == 1
+        crops = Crops(*(each.to(images.device, non_blocking=True) for each in crops))
+        resized = resized_crop(images, crops, flip).round().clamp(0, 255).to(torch.uint8)
+        return resized.contiguous(memory_format=torch.channels_last)
 
     @cached_property
     def _affine(self) -> tuple[Tensor, Tensor]:

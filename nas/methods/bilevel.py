@@ -310,7 +310,9 @@ class BilevelSearch(abc.ABC):
         if self.settings.augment:
             # Drawn where the data are: copying the draws would make the host wait.
             generator = self._generator("augment", epoch, index, part, device=self._device)
-            images = self._data.augment(images, generator)
+            resized = self.settings.crop == "resized"
+            crop = self._data.augment_resized if resized else self._data.augment
+            images = crop(images, generator)
         if self.settings.auto_augment:
             images = auto_augment(images, self._generator("policy", epoch, index, part))
         images = self._data.normalize(images)

@@ -10,6 +10,7 @@ from nas.supernet import WEIGHTINGS
 from zoo.errors import InvalidInputError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+CROPS = ("padded", "resized")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class BilevelSettings:
     auto_augment: bool = False
     cutout: float = 0.0
     nesterov: bool = False
+    crop: str = "padded"
 
     def __post_init__(self) -> None:
         shares = self.weight_share > 0 and self.arch_share > 0
@@ -66,6 +68,7 @@ class BilevelSettings:
             ("weight_share", shares and self.weight_share < 1, "above 0 and below 1"),
             ("arch_share", shares and self.covered <= 1, "above 0, at most 1 with weight_share"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            ("crop", self.crop in CROPS, f"one of {', '.join(CROPS)}"),
             ("report_every", self.report_every >= 0, "at least 0"),
         )
         for name in ("epochs", "warmup_epochs", "batch_size", "k", "lr_warmup_epochs"):

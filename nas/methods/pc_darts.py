@@ -27,8 +27,7 @@ Differs from the official code, on purpose:
 - Neither step computes the gradients that it does not apply.
 - Edges are computed together, state by state (``nas.supernet_fused``); ``fused=False``
   computes each on its own, with the same results.
-- The ImageNet search crops and mirrors images of one stored size; the original also
-  resizes them at random.
+- The ImageNet search cuts its random crops from images of one stored size.
 """
 
 from __future__ import annotations
@@ -61,6 +60,8 @@ class PCDarts(BilevelSearch):
         weight_share: Share of the training set that trains the weights.
         arch_share: Share that trains the architecture.
         augment: Whether to crop and mirror the images of both parts.
+        crop: ``padded``: shifted by up to an eighth of the size (as for CIFAR), or ``resized``:
+            a random part, stretched to the size (as for ImageNet).
         fused: Compute all edges of a state together: the same function, faster.
         precision: ``float32``, ``bfloat16``, or ``auto``: the latter on a GPU.
         report_every: Steps between two reports with metrics, for which a GPU must be
@@ -94,6 +95,7 @@ class PCDarts(BilevelSearch):
         weight_share: float = 0.5,
         arch_share: float = 0.5,
         augment: bool = True,
+        crop: str = "padded",
         fused: bool = True,
         precision: str = "auto",
         report_every: int = 0,
@@ -116,6 +118,7 @@ class PCDarts(BilevelSearch):
             weight_share=weight_share,
             arch_share=arch_share,
             augment=augment,
+            crop=crop,
             fused=fused,
             precision=precision,
             report_every=report_every,
@@ -154,6 +157,7 @@ class PCDartsImageNet(BilevelSearch):
         weight_share: float = 0.1,
         arch_share: float = 0.025,
         augment: bool = True,
+        crop: str = "resized",
         fused: bool = True,
         precision: str = "auto",
         report_every: int = 0,
@@ -176,6 +180,7 @@ class PCDartsImageNet(BilevelSearch):
             weight_share=weight_share,
             arch_share=arch_share,
             augment=augment,
+            crop=crop,
             fused=fused,
             precision=precision,
             report_every=report_every,

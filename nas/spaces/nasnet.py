@@ -36,6 +36,7 @@ from zoo.families.nasnet import (
     stem_spec,
     unused_states,
 )
+from zoo.networks import network
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 PER_BLOCK = 5
@@ -155,6 +156,14 @@ class NasnetSpace(CategoricalSpace):
         if settings.outputs == "free":
             cell += [2] * (settings.num_blocks + 1)
         return tuple(cell * 2)
+
+    def operation_choices(self) -> Iterator[int]:
+        """Yield the places in ``choices`` that choose operations, two a block of either cell."""
+        half = len(self.cardinalities()) // 2
+        for cell in (0, half):
+            for block in range(self.settings.num_blocks):
+                at = cell + PER_BLOCK * block
+                yield from (at + 2, at + 3)
 
     def encode(self, genotype: NasnetGenotype) -> Architecture:
         """Return the architecture of a genotype.
@@ -305,21 +314,6 @@ def _read(text: str) -> Wiring:
     return Wiring(tuple(joins), tuple(map(int, states)))
 
 
-NASNET_A = NasnetGenotype.parse(
-    """
-    normal: sep_conv_5x5(0) + sep_conv_3x3(1)
-        | sep_conv_5x5(1) + sep_conv_3x3(1)
-        | avg_pool_3x3(0) + identity(1)
-        | avg_pool_3x3(1) + avg_pool_3x3(1)
-        | sep_conv_3x3(0) + identity(0)
-        -> 1 2 3 4 5 6;
-    reduce: sep_conv_5x5(0) + sep_conv_7x7(1)
-        | max_pool_3x3(0) + sep_conv_7x7(1)
-        | avg_pool_3x3(0) + sep_conv_5x5(1)
-        | identity(3) + avg_pool_3x3(2)
-        | sep_conv_3x3(2) + max_pool_3x3(0)
-        -> 3 4 5 6
-    """
-)
+NASNET_A = NasnetGenotype.parse(network("nasnet-a-cifar").genotype)
 """The published best cells; of the space with ``outputs="free"``, since states 1 and 3 are
 read and yet returned."""

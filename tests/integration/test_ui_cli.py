@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from safetensors import safe_open
 
 from tests.integration.seeded_zoo import Seed, seed_store
 from ui.cli import cli, run
+from ui.commands.train import request, train
 from ui.terminal import Command
 from zoo.client import Zoo
-from zoo.schemas import Recipe
+from zoo.schemas import Recipe, TrainRequest
 
 
 @pytest.fixture(scope="module")
@@ -447,3 +449,35 @@ def test_ctrl_c_pauses_the_job_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in said
     with Zoo(url) as zoo:
         assert [str(job.state) for job in zoo.jobs()] == ["paused"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "a training needs a network .* and --data .* for example: blockyard train --network"),
+        ("--chain trunk", "a training needs --data"),
+        ("--data digits", "a training needs a network"),
+        ("--choices 1,2 --data digits", "--choices is read by a space; name it"),
+        ("--space darts --data digits", "--space alone names no network; say which"),
+        ("--space darts --chain trunk --data digits", "named by --chain and --space"),
+        ("--network vgg --data digits", "'vgg'; choose one of: darts-cifar"),
+    ],
+)
+def test_a_training_that_names_too_little_says_what_and_how(
+    blockyard: Any, words: str, said: str
+) -> None:
+    told = blockyard("train", *words.split())
+    assert told.code != 0
+    assert re.search(said, told.err)
+    assert "Field required" not in told.err
+
+
+def test_a_published_network_is_trained_by_its_name(seed: Seed) -> None:
+    names = [parameter.name for parameter in train.params]
+    options = dict.fromkeys(names) | {"space_params": (), "recipe": ()}
+    given = {"network": "darts-cifar", "data": "cifar10", "preset": "darts-cifar"}
+    with Zoo(seed.url) as zoo:
+        spec = TrainRequest.model_validate(request(zoo, {**options, **given}))
+    assert spec.space is not None
+    assert spec.space.params == {"cells": 20, "channels": 36}
+    assert spec.recipe.auxiliary == 0.4

@@ -15,6 +15,7 @@ from nas.cost.table import LatencyTable
 from tests import toys
 from ui.cli import cli
 from ui.terminal import Terminal
+from workers.context import JobContext
 from workers.embedded import EmbeddedWorker
 from workers.fronts_job import PRECISION, _tabled
 from zoo.jobs import CandidateState, Job, JobKind, JobRequest, JobState
@@ -128,6 +129,35 @@ def test_fronts_are_recomputed_for_a_device_without_training(
         assert row["sum_ms"] > 0  # type: ignore[index,call-overload,operator]
     assert store.jobs.savings(first.id)["spent_s"] == spent
     assert done.result["measured"] == 0  # the table has every operation
+
+
+def test_a_front_is_recomputed_in_the_runtime_that_its_search_asked_for(
+    store: Store, worker: EmbeddedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = toys.search(
+        candidates=3, objectives=["accuracy", "latency_ms"], seed=3, runtime="onnx", winners=0
+    )
+    first = toys.succeeded(store, store.jobs.submit(JobKind.SEARCH, search).id)
+    asked: list[tuple[str, Any]] = []
+    measured = JobContext.call
+
+    def call(self: JobContext, name: str, args: Any, *rest: Any, **named: Any) -> Any:
+        asked.append((name, args.get("runtime")))
+        return measured(self, name, args, *rest, **named)
+
+    monkeypatch.setattr(JobContext, "call", call)
+    request = parse_request(
+        JobKind.FRONTS, {"device": worker_device(store), "jobs": [first.id], "repeats": 5}
+    ).model_dump(mode="json")
+    done = toys.succeeded(store, store.jobs.submit(JobKind.FRONTS, request).id)
+    found: Any = done.result["fronts"][0]  # type: ignore[index,call-overload]
+    assert asked == [("measure", "onnx")] * found["considered"]
+    assert done.result["measured"] == found["considered"] > 0  # type: ignore[index,call-overload]
+    assert found["median_error"] is None
+    assert found["front"]
+    for row in found["front"]:
+        assert row["sum_ms"] is None
+        assert row["metrics"]["latency_ms"] > 0
 
 
 def worker_device(store: Store) -> str:

@@ -45,4 +45,6 @@ def test_a_searched_nasnet_is_trained_exported_and_stored_as_blocks(
     assert candidate.metrics["latency_ms"] <= 1000
     told = [event.data or {} for event in store.jobs.events(job.id)]
     metrics = [item["metrics"] for item in told if item.get("kind") == "metrics"]
-    assert metrics
+    shares = {name: value for name, value in metrics[-1].items() if name.startswith("share_")}
+    assert shares.keys() == {f"share_{name}" for name in SPACE["ops"]}  # type: ignore[attr-defined]
+    assert abs(sum(shares.values()) - 1) < 1e-6

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas.checkpoint import pack, unpack
 from nas.cuda_graphs import WARMUP_STEPS, GraphedStep
 from nas.data import DataSet, load_dataset
+from nas.data.transforms import color_jitter
 from nas.methods import bilevel_updates
 from nas.methods.bilevel import BilevelSearch, parts
 from nas.methods.darts import Darts
@@ -190,10 +191,12 @@ def test_the_defaults_are_the_published_settings() -> None:
         "epochs": 50, "warmup_epochs": 15, "batch_size": 256, "k": 4, "order": 1, "lr": 0.1,
         "lr_min": 0.0, "momentum": 0.9, "weight_decay": 3e-4, "clip_norm": 5.0, "arch_lr": 6e-4,
         "arch_weight_decay": 1e-3, "arch_clip_norm": None, "weight_share": 0.5, "arch_share": 0.5,
+        "crop": "padded",
     }  # fmt: skip
     imagenet = cifar | {
         "warmup_epochs": 35, "batch_size": 1024, "k": 2, "lr": 0.5, "lr_warmup_epochs": 5,
         "arch_lr": 6e-3, "arch_clip_norm": 5.0, "weight_share": 0.1, "arch_share": 0.025,
+        "crop": "resized",
     }  # fmt: skip
     darts = {"batch_size": 64, "lr": 0.025, "lr_min": 0.001, "arch_lr": 3e-4, "warmup_epochs": 0}
     for cls, wanted in ((PCDarts, cifar), (PCDartsImageNet, imagenet), (Darts, darts)):
@@ -265,6 +268,18 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_images_are_varied_without_reading_a_number_back(data: DataSet) -> None:
+    method = search(data, crop="resized")
+    with Reads() as reads:
+        images, _ = method._batch(0, 0, part=0)
+        colours = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+        color_jitter(colours, (0.4, 0.4, 0.4, 0.2), torch.Generator().manual_seed(0))
+    assert reads.count == 0
+    padded, _ = search(data, crop="padded")._batch(0, 0, part=0)
+    assert images.shape == padded.shape
+    assert not torch.equal(images, padded)
+
+
 def test_weights_are_updated_without_reading_a_number_back(data: DataSet) -> None:
     method = search(data)
     images, labels = method._batch(0, 0, part=0)
@@ -282,6 +297,7 @@ def test_weights_are_updated_without_reading_a_number_back(data: DataSet) -> Non
         ({"order": 3}, "order is 3"),
         ({"epochs": 2.5}, "epochs is 2.5; it must be an integer"),
         ({"precision": "half"}, "precision is half"),
+        ({"crop": "centre"}, "crop is centre; it must be one of padded, resized"),
         ({"order": 2, "precision": "bfloat16"}, "choose float32"),
         ({"weight_share": 0.9}, "arch_share is 0.5"),
         ({"weight_share": 1.0}, "weight_share is 1.0"),

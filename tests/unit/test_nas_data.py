@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_augmenting_crops_a_padded_image_and_mirrors_half(tmp_path: Path) -> Non
         assert plain or flipped
         mirrored += flipped
     assert 0.35 < mirrored / len(images) < 0.65
+
+
+def test_resized_crops_mirror_half_and_repeat_with_their_generator(tmp_path: Path) -> None:
+    content = arrays(400, shape=(3, 8, 8))
+    content["images"][:] = (np.arange(8) * 30).astype(np.uint8)  # rises to the right
+    data = load_dataset(save(tmp_path / "x.npz", content), root=None, seed=0)
+    images = data.train.images
+    once, again = (data.augment_resized(images, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(once, again)
+    assert (once.dtype, once.shape) == (images.dtype, images.shape)
+    falls = once[:, 0, 0, 0] > once[:, 0, 0, -1]
+    assert 0.4 < float(falls.float().mean()) < 0.6
+    assert len(set(once.amax((1, 2, 3)).tolist())) > 4
+    held = replace(data, flips=False).augment_resized(images, torch.Generator().manual_seed(3))
+    assert bool((held[:, 0, 0, 0] <= held[:, 0, 0, -1]).all())
 
 
 def test_digits_are_never_mirrored(digits: DataSet) -> None:

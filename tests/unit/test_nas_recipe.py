@@ -61,6 +61,22 @@ def test_a_linear_schedule_is_that_of_pc_darts_on_imagenet() -> None:
     assert [linear_epoch(e, 4, 1.0) for e in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_darts_on_imagenet_is_trained_as_its_code_says() -> None:
+    recipe = preset("darts-imagenet")
+    assert rates(recipe) == pytest.approx([0.1 * 0.97**e for e in range(250)], rel=1e-12)
+    assert rates(recipe, steps=2)[:4] == [0.1, 0.1, 0.1 * 0.97, 0.1 * 0.97]
+    assert rates(replace(recipe, lr_min=0.05))[-1] == 0.05
+    warm = replace(recipe, warmup_epochs=2)
+    assert rates(warm)[:3] == pytest.approx([0.05, 0.1 * 0.97, 0.1 * 0.97**2])
+    stated = {
+        "epochs": 250, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 3e-5,
+        "nesterov": False, "clip_norm": 5.0, "label_smoothing": 0.1, "auxiliary": 0.4,
+        "drop_path": 0.0, "cutout": 0, "augment": True, "crop": "resized",
+        "color_jitter": (0.4, 0.4, 0.4, 0.2), "schedule": "exponential", "gamma": 0.97,
+    }  # fmt: skip
+    assert {name: getattr(recipe, name) for name in stated} == stated
+
+
 def test_a_stepwise_cosine_with_stated_warm_up_covers_the_rest_of_the_steps() -> None:
     recipe = FixedRecipe(epochs=5, lr=0.4, warmup_epochs=2, lr_min=0.1)
     found = rates(recipe, steps=3)
@@ -319,8 +335,11 @@ CHANGED: dict[str, Any] = {
     "warmup_epochs": 0,
     "lr_min": 0.01,
     "power": 3.0,
+    "gamma": 0.9,
     "nesterov": False,
     "no_decay": ("norms",),
+    "crop": "resized",
+    "color_jitter": (0.4, 0.4, 0.4, 0.2),
     "auto_augment": True,
     "cutout": 2,
     "drop_path": 0.1,
@@ -383,6 +402,9 @@ def test_presets_state_what_their_papers_do_and_can_be_overruled() -> None:
         ({"warmup_epochs": 4}, "warmup_epochs 4 are more than the 3 epochs"),
         ({"schedule": "cosine-power", "warmup_epochs": 3}, "must be below the 3 epochs"),
         ({"no_decay": ["weights"]}, "no_decay"),
+        ({"crop": "centre"}, "crop"),
+        ({"color_jitter": [0.4, 0.4]}, "give four strengths"),
+        ({"color_jitter": [0.4, 0.4, 0.4, 0.6]}, "at most 0.5"),
         ({"drop_path": 1.0}, "drop_path"),
         ({"precision": "int8"}, "precision"),
     ],

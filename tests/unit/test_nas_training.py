@@ -155,6 +155,8 @@ FULL = FixedRecipe(
     warmup_epochs=1,
     label_smoothing=0.1,
     no_decay=("norms", "biases"),
+    crop="resized",
+    color_jitter=(0.4, 0.4, 0.4, 0.2),
     cutout=4,
     drop_path=0.5,
     drop_path_schedule="scheduled",
@@ -226,6 +228,8 @@ def test_a_state_of_another_training_is_refused(data: DataSet) -> None:
     "changes",
     [
         {"cutout": 4},
+        {"crop": "resized"},
+        {"color_jitter": (0.4, 0.4, 0.4, 0.2)},
         {"auto_augment": True},
         {"drop_path": 0.5},
         {"dropout": 0.5},

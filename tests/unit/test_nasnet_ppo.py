@@ -139,6 +139,16 @@ def test_draws_have_the_probabilities_that_the_controller_says() -> None:
     codes = {tuple(row): at for at, row in enumerate(everything().tolist())}
     counts = np.bincount([codes[tuple(row)] for row in drawn.tolist()], minlength=len(codes))
     np.testing.assert_allclose(counts / 20_000, expected.detach(), atol=0.012)
+    # How likely each option is at all, by enumeration.
+    likely = torch.stack(
+        [
+            torch.stack(
+                [expected[everything()[:, at] == option].sum() for option in range(max(SIZES))]
+            )
+            for at in range(len(SIZES))
+        ]
+    )
+    torch.testing.assert_close(made.marginals(drawn), likely.detach(), rtol=0, atol=5e-3)
     again = made.sample(20_000, torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
     # The likeliest option at every step, given those before.
@@ -450,6 +460,9 @@ def test_the_search_finds_the_one_informative_operation_and_nothing_in_shuffled_
     )  # fmt: skip
     while not (report := method.step()).done:
         pass
+    shares = {name: value for name, value in report.metrics.items() if name.startswith("share_")}
+    assert len(shares) == 5
+    assert sum(shares.values()) == pytest.approx(1)
     (best,) = method.best(1)
     (accuracy,) = method._held_out_accuracy([best], all_images=True)
     if shuffled:
@@ -460,6 +473,10 @@ def test_the_search_finds_the_one_informative_operation_and_nothing_in_shuffled_
         drawn = method.policy.controller.sample(50, torch.Generator().manual_seed(0))
         having = ["conv_1x7_7x1" in space.summary(method._child(row)) for row in drawn.tolist()]
         assert sum(having) > 40
+        # One of four sides is enough, so that another operation may have more of the others.
+        assert shares["share_conv_1x7_7x1"] > 0.2
+    leader = max(shares, key=shares.__getitem__)
+    assert f"{leader.removeprefix('share_')} leads with" in report.message
     assert report.step == method.total
 
 

@@ -193,4 +193,4 @@ def _show_fronts(terminal: Terminal, job: Job) -> None:
         values=result["fronts"],
         ids=[f"{job_id} {number}" for job_id, number, _ in rows],
     )
-    terminal.say(f"{result['measured']} operations measured on {result['device'][:12]}")
+    terminal.say(f"{result['measured']} operations or networks measured on {result['device'][:12]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from zoo.client import Zoo
     from zoo.jobs import Job
 
+NAMING = ("chain", "candidate", "architecture", "network", "space")
+"""Options of which one names the network."""
+
 EPOCHS = 12
 """Of a training whose recipe names no number of epochs."""
 
@@ -24,6 +28,7 @@ EPOCHS = 12
 @click.option("--chain", help="Chain of the zoo, by id, prefix or alias: trained on from there.")
 @click.option("--from-scratch", is_flag=True, default=None, help="Fresh weights for the chain.")
 @click.option("--candidate", metavar="JOB:NUMBER", help="Candidate of a search.")
+@click.option("--network", metavar="NAME", help="Published network, such as darts-cifar.")
 @click.option("--architecture", metavar="ID", help="Architecture that a job of yours has met.")
 @click.option("--space", help="Search space; see: blockyard space list.")
 @click.option("-s", "space_params", multiple=True, metavar="NAME=VALUE", help="Its settings.")
@@ -53,6 +58,7 @@ def train(terminal: Terminal, /, *, detach: bool, **options: Any) -> None:
     \b
     blockyard train --chain mine --data digits --epochs 20
     blockyard train --candidate last:7 --data cifar10 --recipe pc-darts-cifar
+    blockyard train --network pc-darts-cifar --data cifar10 --recipe pc-darts-cifar
     """
     from zoo.jobs import JobKind
     from zoo.schemas import parse_request
@@ -84,11 +90,11 @@ def request(zoo: Zoo, options: dict[str, Any]) -> dict[str, Any]:
     from zoo.errors import InvalidInputError
 
     spec = named(read_spec(options["spec"])) if options["spec"] else {}
-    if any(options[name] for name in ("chain", "candidate", "architecture", "space")):
-        for name in ("chain", "architecture", "space", "genotype", "choices"):
+    if any(options[name] for name in NAMING):
+        for name in ("chain", "architecture", "network", "space", "genotype", "choices"):
             spec.pop(name, None)
-    plain = ("chain", "from_scratch", "architecture", "genotype", "data", "seed", "device")
-    for name in (*plain, "batch", "runtime", "alias", "max_train_s", "max_memory_bytes"):
+    plain = ("chain", "from_scratch", "architecture", "network", "genotype", "data", "seed")
+    for name in (*plain, "device", "batch", "runtime", "alias", "max_train_s", "max_memory_bytes"):
         if options[name] is not None:
             spec[name] = options[name]
     if options["space"]:
@@ -108,7 +114,38 @@ def request(zoo: Zoo, options: dict[str, Any]) -> dict[str, Any]:
     pairs |= {"epochs": options["epochs"]} if options["epochs"] is not None else {}
     if pairs:
         spec["recipe"] = recipe(spec.get("recipe"), pairs, epochs=EPOCHS)
+    _check(spec, [f"--{name}" for name in NAMING if options[name]])
     return spec
+
+
+def _check(spec: Mapping[str, Any], naming: Sequence[str]) -> None:
+    """Say in the command's own words which network or data it lacks.
+
+    Raises:
+        InvalidInputError: The request names no network, more than one, or no data.
+    """
+    from zoo.errors import InvalidInputError
+
+    if len(naming) > 1:
+        raise InvalidInputError(f"the network is named by {' and '.join(naming)}; name it by one")
+    missing = []
+    if not any(spec.get(name) for name in ("chain", "architecture", "network", "space")):
+        inside = [f"--{name}" for name in ("genotype", "choices") if spec.get(name)]
+        if inside:
+            raise InvalidInputError(f"{inside[0]} is read by a space; name it, as --space darts")
+        missing.append("a network (--chain, --candidate, --architecture, --network or --space)")
+    elif spec.get("space") and not (spec.get("genotype") or spec.get("choices")):
+        raise InvalidInputError(
+            "--space alone names no network; say which one by --genotype or --choices, "
+            "or take --candidate JOB:NUMBER of a search"
+        )
+    if not spec.get("data"):
+        missing.append("--data (see: blockyard data list)")
+    if missing:
+        raise InvalidInputError(
+            f"a training needs {' and '.join(missing)}, or --spec with a file; for example: "
+            "blockyard train --network darts-cifar --data cifar10 --recipe darts-cifar"
+        )
 
 
 def _numbers(text: str) -> list[int]:

@@ -58,16 +58,25 @@ class Controller(nn.Module):
             Two tensors ``(batch, T)``: the logarithm of the probability of each choice, and
             the entropy of the distribution that it was drawn from, in nats.
         """
-        batch, length = choices.shape
-        before = self.embeddings[torch.arange(length - 1), choices[:, :-1]]
-        start = self.start.expand(batch, 1, -1)
-        hidden, _ = self.lstm(torch.cat([start, before], dim=1))
-        logits = torch.einsum("bth,toh->bto", hidden, self.weight) + self.bias
-        log_probs = self._log_softmax(logits, self.legal)
+        log_probs = self._log_probs(choices)
         chosen = log_probs.gather(2, choices[..., None])[..., 0]
         # Options that do not exist have a probability of 0, and 0 log 0 = 0.
         entropies = -(log_probs.exp() * log_probs.masked_fill(~self.legal, 0.0)).sum(-1)
         return chosen, entropies
+
+    @torch.no_grad()
+    def marginals(self, choices: Tensor) -> Tensor:
+        """Estimate how likely every option of every decision is, whatever was decided before.
+
+        Args:
+            choices: Tuples that this controller drew, ``(batch, T)``.
+
+        Returns:
+            The mean over ``choices`` of each decision's distribution given those before it,
+            ``(T, most options)``: rows add up to 1, options that do not exist have 0. It varies
+            less with the draw than counting what was drawn.
+        """
+        return self._log_probs(choices).exp().mean(0)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -78,6 +87,15 @@ class Controller(nn.Module):
     def greedy(self) -> Tensor:
         """Return the tuple that takes the likeliest option at every step: ``(T,)``."""
         return self._decide(1, None)[0]
+
+    def _log_probs(self, choices: Tensor) -> Tensor:
+        """Return the logarithms of all options' probabilities: ``(batch, T, most options)``."""
+        batch, length = choices.shape
+        before = self.embeddings[torch.arange(length - 1), choices[:, :-1]]
+        start = self.start.expand(batch, 1, -1)
+        hidden, _ = self.lstm(torch.cat([start, before], dim=1))
+        logits = torch.einsum("bth,toh->bto", hidden, self.weight) + self.bias
+        return self._log_softmax(logits, self.legal)
 
     def _decide(self, count: int, generator: torch.Generator | None) -> Tensor:
         given, state = self.start.expand(count, -1), None

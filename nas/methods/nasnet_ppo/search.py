@@ -19,7 +19,9 @@ Notation (T decisions of an architecture, n architectures of an update):
 One step trains the shared weights on one batch, through one child that the controller
 draws. From the epoch after warm-up on, every ``controller_every``-th step is followed by an
 update of the controller: it draws architectures, each is scored on the same batch of
-held-out images with the shared weights, and PPO passes over them a few times.
+held-out images with the shared weights, and PPO passes over them a few times. Reports of
+such steps, and the last one, say which operations the controller favours: ``share_<op>`` is
+the mean of the operation's probability over all sides of all blocks of both cells.
 
 Differs from the paper, on purpose:
 
@@ -61,6 +63,9 @@ from nas.spaces.nasnet import NasnetSpace
 from zoo.errors import ConflictError, InvalidInputError, TrainerError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture
+
+SHARE_DRAWS = 64
+"""Architectures drawn to estimate the probabilities of operations."""
 
 
 class NasnetPPO:
@@ -247,6 +252,9 @@ class NasnetPPO:
             metrics = self._weight_step(epoch, index)
             if self.updates_controller(self._step):
                 metrics |= self._controller_step(epoch)
+            shares: dict[str, float] = {}
+            if self.updates_controller(self._step) or self._step + 1 == self.total:
+                shares = self.operation_shares()
         except torch.OutOfMemoryError as error:
             raise TrainerError(
                 f"{self._device} ran out of memory at batch size {self.batch_size}; "
@@ -258,14 +266,30 @@ class NasnetPPO:
                 f"lower the learning rate ({self.learning_rate(self._step):g})"
             )
         metrics["lr"] = self.learning_rate(self._step)
+        metrics |= {f"share_{name}": share for name, share in shares.items()}
         self._step += 1
         phase = "weights only" if epoch < self.warmup_epochs else "weights and controller"
+        if shares:
+            leader = max(shares, key=shares.__getitem__)
+            phase += f", {leader} leads with {shares[leader]:.0%}"
         return StepReport(
             step=self._step,
             total=self.total,
             message=f"epoch {epoch + 1} of {self.warmup_epochs + self.epochs}, {phase}",
             metrics=metrics,
         )
+
+    def operation_shares(self) -> dict[str, float]:
+        """Return each operation's probability, averaged over all choices of an operation.
+
+        They add up to 1. Estimated from draws, derived from the seed and the steps done.
+        """
+        controller = self.policy.controller
+        drawn = controller.sample(SHARE_DRAWS, self._generator("shares", self._step))
+        chosen = list(self.space.operation_choices())
+        ops = self.space.settings.ops
+        shares = controller.marginals(drawn)[chosen, : len(ops)].mean(0)
+        return dict(zip(ops, shares.tolist(), strict=True))
 
     def best(self, k: int) -> list[Architecture]:
         """Return the children that do best on all held-out images with the shared weights.

@@ -29,6 +29,8 @@ Differs from the official code, on purpose:
   in the original; its mean gradient is therefore about 1 - .99/n of the exact one.
 - A hard cap is met by construction: the likeliest network within it, exactly.
 - The number of images held out is a share; the original's is 50,000 of 1,281,167.
+- Weights are trained on images cropped after padding; the original stretches random crops
+  and changes colours (recipes do so when the derived network is trained).
 """
 
 from __future__ import annotations
