@@ -8,8 +8,11 @@ ended; the search sees neither test images nor labels.
 Presets: ``full`` has the published settings of NATS-Bench (an estimated half an hour on one
 H100), ``small`` is for two CPU cores (some ten minutes: few and small images, and with so few
 updates a larger η and a target that follows faster), ``tiny`` only shows that everything
-runs (on digits). With ``--state FILE`` a search is made in parts of ``--part-s`` seconds:
-run the same command again until it is done.
+runs (on digits). With ``--state FILE`` a search is made in parts of ``--part-s`` seconds,
+and saved every minute: run the same command again until it is done.
+
+Beside them stands what costs alone would give: the correlations of multiply-accumulates and
+of parameters, more taken as better, and the true rank of the network that has most of them.
 
 Keys of the JSON: ``kendall``, ``spearman``, ``pearson`` (baseline: the published value on the
 size space) and ``true_rank`` (baseline: the published rank 65 of 32,768).
@@ -41,12 +44,17 @@ from nas.plugins import MethodContext, make_method, make_space
 from nas.protocols import SearchSpace
 from nas.tabular import Table, open_table
 from serving.runners.devices import local_devices
-from zoo.errors import BlockyardError
+from zoo.errors import BlockyardError, InvalidInputError
 
 SPACES = ("nats-bench-size", "nas-bench-macro")
 
 PUBLISHED = {"kendall": 0.534, "spearman": 0.734, "pearson": 0.718, "true_rank": 65}
 """Of the published ranking of the size space on CIFAR-10."""
+
+COSTS = ("flops", "num_params")
+
+SAVE_S = 60.0
+"""Seconds of a search that a kill may cost."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {
@@ -128,13 +136,16 @@ def images(options: argparse.Namespace) -> DataSet:
 
 def search(method: BossNAS, options: argparse.Namespace) -> float | None:
     """Step to the end and return the seconds that it took; None if a part ended before."""
+    terms = {name: getattr(options, name) for name in ("space", "preset", "seed")}
     spent, step = 0.0, 0
     if options.state is not None and options.state.is_file():
         saved = unpack(options.state.read_bytes())
+        if saved["terms"] != terms:
+            raise InvalidInputError(f"{options.state} is of {saved['terms']}, not of {terms}")
         method.load_state_dict(saved["method"])
         spent, step = float(saved["spent_s"]), int(saved["method"]["step"])
     started = time.perf_counter()
-    told = started
+    told = kept = started
     while step < method.total:
         done = method.step()
         step = done.step
@@ -142,10 +153,12 @@ def search(method: BossNAS, options: argparse.Namespace) -> float | None:
         if now - told > 30:
             told = now
             print(f"{step} of {method.total}: {done.message} {dict(done.metrics)}", file=sys.stderr)
-        if options.state is not None and (now - started > options.part_s or done.done):
+        over = now - started > options.part_s or done.done
+        if options.state is not None and (over or now - kept > SAVE_S):
+            kept = now
             state = {"method": method.state_dict(), "spent_s": spent + now - started}
-            save(options.state, pack(state))
-            if not done.done:
+            save(options.state, pack({"terms": terms, **state}))
+            if over and not done.done:
                 print(f"{done.message}; {step} of {method.total} steps: run it again to go on")
                 return None
     return spent + time.perf_counter() - started
@@ -173,6 +186,16 @@ def scores(method: BossNAS, cut: Blockwise, table: Table) -> list[float]:
     ]
 
 
+def by_cost(table: Table) -> dict[str, dict[str, float]]:
+    """Return what every network's cost, the more the better, would give in place of a score."""
+    found = {}
+    for name in COSTS:
+        costs = table.metrics[name]
+        rank = true_rank(table.truth, int(costs.argmax()))
+        found[name] = {**correlations(costs, table.truth).to_json(), "true_rank": float(rank)}
+    return found
+
+
 def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespace) -> None:
     space: SearchSpace = method.space
     found = correlations([-score for score in scores(method, method.cut, table)], table.truth)
@@ -180,12 +203,15 @@ def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespac
     row = table.row(selected)
     rank = true_rank(table.truth, row)
     accuracy = float(table.truth[row])
-    values = {**found.to_json(), "true_rank": float(rank)}
+    values, costs = {**found.to_json(), "true_rank": float(rank)}, by_cost(table)
     if not options.json:
         report.print_table(
             f"{options.space}, preset {options.preset}: {len(table)} networks, {spent:.0f} s",
-            ("", "here", "published (size space)"),
-            [(name, f"{value:.3f}", PUBLISHED[name]) for name, value in values.items()],
+            ("", "here", "by FLOPs", "by parameters", "published (size space)"),
+            [
+                (name, f"{value:.3f}", *(f"{costs[cost][name]:.3f}" for cost in COSTS), published)
+                for (name, value), published in zip(values.items(), PUBLISHED.values(), strict=True)
+            ],
         )
         print(
             f"selected {space.summary(selected)}: {100 * accuracy:.2f} %, true rank {rank} of "
@@ -204,6 +230,7 @@ def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespac
             "seed": options.seed,
             "seconds": round(spent, 1),
             "networks": len(table),
+            "by_cost": costs,
             "selected": space.summary(selected),
             "selected_accuracy": accuracy,
             "best_accuracy": float(table.truth.max()),

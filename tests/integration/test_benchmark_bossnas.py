@@ -23,16 +23,16 @@ Run = Callable[..., list[str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a benchmark in this process and return the lines that it prints."""
+    """Run a benchmark in this process and return the lines that it prints, or its error's."""
     monkeypatch.syspath_prepend(str(FOLDER))
 
-    def call(name: str, *arguments: str) -> list[str]:
+    def call(name: str, *arguments: str, code: int = 0) -> list[str]:
         monkeypatch.setattr("sys.argv", [name, *arguments, "--threads=1", "--device=cpu"])
         capsys.readouterr()
-        code = import_module(name).main()
+        ended = import_module(name).main()
         printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return printed.out.splitlines()
+        assert ended == code, printed.err
+        return (printed.err if code else printed.out).splitlines()
 
     return call
 
@@ -56,8 +56,12 @@ def test_the_correlation_is_measured_in_parts(run: Run, data_root: Path, tmp_pat
         f"--data={data_root}",
     )
     assert "run it again" in run("bossnas_correlation", *options, "--part-s=0")[-1]
+    refused = run("bossnas_correlation", *options, "--seed=1", code=1)[-1]
+    assert "'seed': 0" in refused
+    assert "'seed': 1" in refused
     report: dict[str, Any] = json.loads(run("bossnas_correlation", *options, "--json")[-1])
     assert report["details"]["networks"] == 6561
+    assert report["details"]["by_cost"]["flops"]["kendall"] == pytest.approx(0.556, abs=1e-3)
     assert set(report["results"]) == {"kendall", "spearman", "pearson", "true_rank"}
     assert 1 <= report["results"]["true_rank"]["value"] <= 6561
 
