@@ -13,6 +13,8 @@ and saved every minute: run the same command again until it is done.
 
 Beside them stands what costs alone would give: the correlations of multiply-accumulates and
 of parameters, more taken as better, and the true rank of the network that has most of them.
+As the larger network mostly is the better one, Kendall's correlation is also taken among
+networks of like cost: within tenths of the table, cut by multiply-accumulates.
 
 Keys of the JSON: ``kendall``, ``spearman``, ``pearson`` (baseline: the published value on the
 size space) and ``true_rank`` (baseline: the published rank 65 of 32,768).
@@ -31,8 +33,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import report
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from nas.blockwise import Blockwise
@@ -52,6 +56,9 @@ PUBLISHED = {"kendall": 0.534, "spearman": 0.734, "pearson": 0.718, "true_rank":
 """Of the published ranking of the size space on CIFAR-10."""
 
 COSTS = ("flops", "num_params")
+
+PARTS = 10
+"""Parts of a table within which networks are of like cost."""
 
 SAVE_S = 60.0
 """Seconds of a search that a kill may cost."""
@@ -186,36 +193,43 @@ def scores(method: BossNAS, cut: Blockwise, table: Table) -> list[float]:
     ]
 
 
-def by_cost(table: Table) -> dict[str, dict[str, float]]:
-    """Return what every network's cost, the more the better, would give in place of a score."""
-    found = {}
-    for name in COSTS:
-        costs = table.metrics[name]
-        rank = true_rank(table.truth, int(costs.argmax()))
-        found[name] = {**correlations(costs, table.truth).to_json(), "true_rank": float(rank)}
-    return found
+def judged(predicted: NDArray[np.float64], chosen: int, table: Table) -> dict[str, float]:
+    """Return how well ``predicted`` orders the table, and the true rank of row ``chosen``.
+
+    ``kendall_like_flops`` is the mean of Kendall's correlation within ``PARTS`` parts of
+    equally many networks, cut by multiply-accumulates.
+    """
+    parts = np.array_split(np.argsort(table.metrics["flops"], kind="stable"), PARTS)
+    within = [correlations(predicted[rows], table.truth[rows]).kendall for rows in parts]
+    return {
+        **correlations(predicted, table.truth).to_json(),
+        "true_rank": float(true_rank(table.truth, chosen)),
+        "kendall_like_flops": float(np.mean(within)),
+    }
 
 
 def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespace) -> None:
     space: SearchSpace = method.space
-    found = correlations([-score for score in scores(method, method.cut, table)], table.truth)
     (selected,) = method.best(1)
     row = table.row(selected)
-    rank = true_rank(table.truth, row)
-    accuracy = float(table.truth[row])
-    values, costs = {**found.to_json(), "true_rank": float(rank)}, by_cost(table)
+    values = judged(-np.asarray(scores(method, method.cut, table)), row, table)
+    costs = {
+        name: judged(table.metrics[name], int(table.metrics[name].argmax()), table)
+        for name in COSTS
+    }
+    judgements, accuracy = (values, *costs.values()), float(table.truth[row])
     if not options.json:
         report.print_table(
             f"{options.space}, preset {options.preset}: {len(table)} networks, {spent:.0f} s",
             ("", "here", "by FLOPs", "by parameters", "published (size space)"),
             [
-                (name, f"{value:.3f}", *(f"{costs[cost][name]:.3f}" for cost in COSTS), published)
-                for (name, value), published in zip(values.items(), PUBLISHED.values(), strict=True)
+                (name, *(f"{found[name]:.3f}" for found in judgements), PUBLISHED.get(name, ""))
+                for name in values
             ],
         )
         print(
-            f"selected {space.summary(selected)}: {100 * accuracy:.2f} %, true rank {rank} of "
-            f"{len(table)} (best {100 * float(table.truth.max()):.2f} %)"
+            f"selected {space.summary(selected)}: {100 * accuracy:.2f} %, true rank "
+            f"{values['true_rank']:.0f} of {len(table)} (best {100 * table.truth.max():.2f} %)"
         )
         return
     device = next(item for item in local_devices() if item.name.startswith(options.device))
@@ -223,13 +237,14 @@ def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespac
         "bossnas_correlation",
         device=device.to_json(),
         versions=report.versions("blockyard", "torch", "scipy"),
-        results={name: report.result(value, PUBLISHED[name]) for name, value in values.items()},
+        results={name: report.result(values[name], PUBLISHED[name]) for name in PUBLISHED},
         details={
             "space": options.space,
             "preset": options.preset,
             "seed": options.seed,
             "seconds": round(spent, 1),
             "networks": len(table),
+            "kendall_like_flops": values["kendall_like_flops"],
             "by_cost": costs,
             "selected": space.summary(selected),
             "selected_accuracy": accuracy,
