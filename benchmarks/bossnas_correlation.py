@@ -29,7 +29,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,12 @@ import numpy as np
 import report
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+from support.shrunk import shrunk
 
 from nas.blockwise import Blockwise
 from nas.checkpoint import pack, unpack
 from nas.correlation import correlations, true_rank
-from nas.data import DataSet, Split, load_dataset
+from nas.data import DataSet, load_dataset
 from nas.methods.bossnas import BossNAS, network_score
 from nas.plugins import MethodContext, make_method, make_space
 from nas.protocols import SearchSpace
@@ -65,7 +64,7 @@ SAVE_S = 60.0
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {
-        "data": "cifar10", "pixels": 32, "images": None,
+        "data": "cifar10", "pixels": None, "images": None,
         "params": {"epochs": 50, "warmup_epochs": 2, "batch_size": 1024, "accumulate": 4},
     },
     "small": {
@@ -125,20 +124,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def images(options: argparse.Namespace) -> DataSet:
-    """Return the preset's images: the first ones of each split, made smaller."""
+    """Return the preset's images."""
     preset = PRESETS[options.preset]
     data = load_dataset(preset["data"], root=options.data, seed=options.seed)
-    if preset["images"] is None:
-        return data
-
-    def part(split: Split) -> Split:
-        few = split.images[: preset["images"]]
-        size = (preset["pixels"], preset["pixels"])
-        shrunk = functional.interpolate(few.float(), size=size, mode="area").round().to(few.dtype)
-        return Split(images=shrunk, labels=split.labels[: len(few)])
-
-    small = replace(data.inputs, shape=(data.inputs.shape[0], preset["pixels"], preset["pixels"]))
-    return replace(data, inputs=small, train=part(data.train), val=part(data.val))
+    count = preset["images"]
+    return shrunk(data, images=count, held_out=count, pixels=preset["pixels"])
 
 
 def search(method: BossNAS, options: argparse.Namespace) -> float | None:

@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,12 +20,13 @@ import report
 import torch
 
 from nas.checkpoint import pack, unpack
-from nas.data import DataSet, Split, load_dataset
+from nas.data import DataSet, load_dataset
 from nas.methods.few_shot.plan import Schedule
 from nas.methods.few_shot.presets import PRESETS as PUBLISHED
 from nas.plugins import MethodContext, make_method
 from nas.spaces.nasbench201 import NasBench201Space
 from nas.tabular import Table, open_table
+from support.shrunk import shrunk
 from zoo.errors import InvalidInputError
 from zoo.spec import Architecture
 
@@ -80,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
         state = unpack(options.state.read_bytes())
         if state["terms"] != terms:
             raise InvalidInputError(f"{options.state} is of {state['terms']}, not of {terms}")
-    data = shrunk(load_dataset("cifar10", root=options.data, seed=0), preset)
+    whole = load_dataset("cifar10", root=options.data, seed=0)
+    data = shrunk(whole, images=preset.images, held_out=preset.held_out)
     wanted = [
         (f"{method}:{base}@{seed}", method, base, seed)
         for seed in range(options.seeds)
@@ -162,20 +164,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_bytes(pack(state))
     fresh.replace(path)
-
-
-def shrunk(data: DataSet, preset: Preset) -> DataSet:
-    """Return the data with as many images as the preset wants, and no test images."""
-
-    def first(split: Split, count: int | None) -> Split:
-        return replace(split, images=split.images[:count], labels=split.labels[:count])
-
-    return replace(
-        data,
-        train=first(data.train, preset.images),
-        val=first(data.val, preset.held_out),
-        test=first(data.test, 0),
-    )
 
 
 def summarise(table: Table, runs: dict[str, Any], options: argparse.Namespace) -> None:

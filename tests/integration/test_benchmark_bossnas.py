@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from nas.correlation import correlations
+from nas.data import load_dataset
 from nas.methods.bossnas.supernets import blockwise
 from nas.plugins import make_space
 from nas.tabular import open_table
@@ -45,6 +47,19 @@ def test_the_trie_runs_a_third_of_the_layers_of_the_loop_and_ranks_alike(run: Ru
     assert set(report["results"]) == {"trie_vs_naive", "layer_forwards"}
     assert report["results"]["layer_forwards"]["ratio"] < 0.4
     assert all(item["largest_difference"] < 1e-4 for item in report["details"]["runs"].values())
+
+
+def test_a_data_set_made_smaller_keeps_its_averages_and_no_test_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    data = load_dataset("digits", root=None, seed=0)
+    small = import_module("support.shrunk").shrunk(data, images=5, held_out=3, pixels=8)
+    assert small.inputs.shape == (1, 8, 8)
+    assert [len(part) for part in (small.train, small.val, small.test)] == [5, 3, 0]
+    blocks = data.train.images[:5].float().reshape(5, 1, 8, 2, 8, 2).mean((3, 5))
+    assert torch.equal(small.train.images, blocks.round().to(torch.uint8))
+    assert torch.equal(small.val.labels, data.val.labels[:3])
 
 
 @pytest.mark.slow
