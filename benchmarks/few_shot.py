@@ -179,6 +179,7 @@ def gradient_passes(options: argparse.Namespace) -> dict[str, Any]:
             for edge in range(6)
         }
         races = [decided(known, options.batches, z) for z in (math.inf, 3.0)]
+        print(f"decision {seed + 1} of {options.seeds}: {races[1].passes} passes", file=sys.stderr)
         runs.append(
             {
                 "passes": races[1].passes,
