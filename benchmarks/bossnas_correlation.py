@@ -8,8 +8,13 @@ ended; the search sees neither test images nor labels.
 Presets: ``full`` has the published settings of NATS-Bench (an estimated half an hour on one
 H100), ``small`` is for two CPU cores (some ten minutes: few and small images, and with so few
 updates a larger η and a target that follows faster), ``tiny`` only shows that everything
-runs (on digits). With ``--state FILE`` a search is made in parts of ``--part-s`` seconds:
-run the same command again until it is done.
+runs (on digits). With ``--state FILE`` a search is made in parts of ``--part-s`` seconds,
+and saved every minute: run the same command again until it is done.
+
+Beside them stands what costs alone would give: the correlations of multiply-accumulates and
+of parameters, more taken as better, and the true rank of the network that has most of them.
+As the larger network mostly is the better one, Kendall's correlation is also taken among
+networks of like cost: within tenths of the table, cut by multiply-accumulates.
 
 Keys of the JSON: ``kendall``, ``spearman``, ``pearson`` (baseline: the published value on the
 size space) and ``true_rank`` (baseline: the published rank 65 of 32,768).
@@ -24,33 +29,42 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import report
 import torch
-from torch.nn import functional
+from numpy.typing import NDArray
+from support.shrunk import shrunk
 
 from nas.blockwise import Blockwise
 from nas.checkpoint import pack, unpack
 from nas.correlation import correlations, true_rank
-from nas.data import DataSet, Split, load_dataset
+from nas.data import DataSet, load_dataset
 from nas.methods.bossnas import BossNAS, network_score
 from nas.plugins import MethodContext, make_method, make_space
 from nas.protocols import SearchSpace
 from nas.tabular import Table, open_table
 from serving.runners.devices import local_devices
-from zoo.errors import BlockyardError
+from zoo.errors import BlockyardError, InvalidInputError
 
 SPACES = ("nats-bench-size", "nas-bench-macro")
 
 PUBLISHED = {"kendall": 0.534, "spearman": 0.734, "pearson": 0.718, "true_rank": 65}
 """Of the published ranking of the size space on CIFAR-10."""
 
+COSTS = ("flops", "num_params")
+
+PARTS = 10
+"""Parts of a table within which networks are of like cost."""
+
+SAVE_S = 60.0
+"""Seconds of a search that a kill may cost."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {
-        "data": "cifar10", "pixels": 32, "images": None,
+        "data": "cifar10", "pixels": None, "images": None,
         "params": {"epochs": 50, "warmup_epochs": 2, "batch_size": 1024, "accumulate": 4},
     },
     "small": {
@@ -110,31 +124,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def images(options: argparse.Namespace) -> DataSet:
-    """Return the preset's images: the first ones of each split, made smaller."""
+    """Return the preset's images."""
     preset = PRESETS[options.preset]
     data = load_dataset(preset["data"], root=options.data, seed=options.seed)
-    if preset["images"] is None:
-        return data
-
-    def part(split: Split) -> Split:
-        few = split.images[: preset["images"]]
-        size = (preset["pixels"], preset["pixels"])
-        shrunk = functional.interpolate(few.float(), size=size, mode="area").round().to(few.dtype)
-        return Split(images=shrunk, labels=split.labels[: len(few)])
-
-    small = replace(data.inputs, shape=(data.inputs.shape[0], preset["pixels"], preset["pixels"]))
-    return replace(data, inputs=small, train=part(data.train), val=part(data.val))
+    count = preset["images"]
+    return shrunk(data, images=count, held_out=count, pixels=preset["pixels"])
 
 
 def search(method: BossNAS, options: argparse.Namespace) -> float | None:
     """Step to the end and return the seconds that it took; None if a part ended before."""
+    terms = {name: getattr(options, name) for name in ("space", "preset", "seed")}
     spent, step = 0.0, 0
     if options.state is not None and options.state.is_file():
         saved = unpack(options.state.read_bytes())
+        if saved["terms"] != terms:
+            raise InvalidInputError(f"{options.state} is of {saved['terms']}, not of {terms}")
         method.load_state_dict(saved["method"])
         spent, step = float(saved["spent_s"]), int(saved["method"]["step"])
     started = time.perf_counter()
-    told = started
+    told = kept = started
     while step < method.total:
         done = method.step()
         step = done.step
@@ -142,10 +150,12 @@ def search(method: BossNAS, options: argparse.Namespace) -> float | None:
         if now - told > 30:
             told = now
             print(f"{step} of {method.total}: {done.message} {dict(done.metrics)}", file=sys.stderr)
-        if options.state is not None and (now - started > options.part_s or done.done):
+        over = now - started > options.part_s or done.done
+        if options.state is not None and (over or now - kept > SAVE_S):
+            kept = now
             state = {"method": method.state_dict(), "spent_s": spent + now - started}
-            save(options.state, pack(state))
-            if not done.done:
+            save(options.state, pack({"terms": terms, **state}))
+            if over and not done.done:
                 print(f"{done.message}; {step} of {method.total} steps: run it again to go on")
                 return None
     return spent + time.perf_counter() - started
@@ -173,23 +183,43 @@ def scores(method: BossNAS, cut: Blockwise, table: Table) -> list[float]:
     ]
 
 
+def judged(predicted: NDArray[np.float64], chosen: int, table: Table) -> dict[str, float]:
+    """Return how well ``predicted`` orders the table, and the true rank of row ``chosen``.
+
+    ``kendall_like_flops`` is the mean of Kendall's correlation within ``PARTS`` parts of
+    equally many networks, cut by multiply-accumulates.
+    """
+    parts = np.array_split(np.argsort(table.metrics["flops"], kind="stable"), PARTS)
+    within = [correlations(predicted[rows], table.truth[rows]).kendall for rows in parts]
+    return {
+        **correlations(predicted, table.truth).to_json(),
+        "true_rank": float(true_rank(table.truth, chosen)),
+        "kendall_like_flops": float(np.mean(within)),
+    }
+
+
 def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespace) -> None:
     space: SearchSpace = method.space
-    found = correlations([-score for score in scores(method, method.cut, table)], table.truth)
     (selected,) = method.best(1)
     row = table.row(selected)
-    rank = true_rank(table.truth, row)
-    accuracy = float(table.truth[row])
-    values = {**found.to_json(), "true_rank": float(rank)}
+    values = judged(-np.asarray(scores(method, method.cut, table)), row, table)
+    costs = {
+        name: judged(table.metrics[name], int(table.metrics[name].argmax()), table)
+        for name in COSTS
+    }
+    judgements, accuracy = (values, *costs.values()), float(table.truth[row])
     if not options.json:
         report.print_table(
             f"{options.space}, preset {options.preset}: {len(table)} networks, {spent:.0f} s",
-            ("", "here", "published (size space)"),
-            [(name, f"{value:.3f}", PUBLISHED[name]) for name, value in values.items()],
+            ("", "here", "by FLOPs", "by parameters", "published (size space)"),
+            [
+                (name, *(f"{found[name]:.3f}" for found in judgements), PUBLISHED.get(name, ""))
+                for name in values
+            ],
         )
         print(
-            f"selected {space.summary(selected)}: {100 * accuracy:.2f} %, true rank {rank} of "
-            f"{len(table)} (best {100 * float(table.truth.max()):.2f} %)"
+            f"selected {space.summary(selected)}: {100 * accuracy:.2f} %, true rank "
+            f"{values['true_rank']:.0f} of {len(table)} (best {100 * table.truth.max():.2f} %)"
         )
         return
     device = next(item for item in local_devices() if item.name.startswith(options.device))
@@ -197,13 +227,15 @@ def show(method: BossNAS, table: Table, spent: float, options: argparse.Namespac
         "bossnas_correlation",
         device=device.to_json(),
         versions=report.versions("blockyard", "torch", "scipy"),
-        results={name: report.result(value, PUBLISHED[name]) for name, value in values.items()},
+        results={name: report.result(values[name], PUBLISHED[name]) for name in PUBLISHED},
         details={
             "space": options.space,
             "preset": options.preset,
             "seed": options.seed,
             "seconds": round(spent, 1),
             "networks": len(table),
+            "kendall_like_flops": values["kendall_like_flops"],
+            "by_cost": costs,
             "selected": space.summary(selected),
             "selected_accuracy": accuracy,
             "best_accuracy": float(table.truth.max()),

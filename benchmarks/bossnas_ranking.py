@@ -151,6 +151,10 @@ def compare(
             trie_layers=ranking.work.layers + 2 * (1 + number) * frozen_layers,
             difference=max(difference, found[number - 1].difference if number > 1 else 0.0),
         )
+        print(
+            f"batch {number} of {len(batches)}: loop {naive_s:.0f} s, trie {trie_s:.0f} s so far",
+            file=sys.stderr,
+        )
     return found
 
 

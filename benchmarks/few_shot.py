@@ -1,11 +1,13 @@
 """Few-shot search by gradient matching: what a decision costs, and what it finds.
 
-- `gram_vs_pairwise`: milliseconds from the gradients of seven operations of a DARTS supernet
-  (1.9 million shared weights) to the matrix of distances. Baseline is the published form,
-  which for every pair concatenates the gradients of both anew; same gradients, same matrix.
+- `gram_vs_pairwise`: milliseconds of processor time from the gradients of seven operations of
+  a DARTS supernet (1.7 million shared weights) to the matrix of distances. Baseline is the
+  published form, which for every pair concatenates the gradients of both anew; same
+  gradients, same matrix.
 - `gradient_passes`: forward and backward passes that the decision takes which edge of a
   NAS-Bench-201 supernet to split and how, with racing over edges; baseline measures every
-  edge on all batches. Same supernets, same batches; the decisions are compared.
+  edge on all batches. Same supernets, same batches (CIFAR-10 at 16 pixels if its folder is
+  given, else the digits); the decisions are compared.
 - `one_by_one_vs_stacked`: seconds of processor time for the gradients of four sub-supernets
   of NAS-Bench-201, one after the other, without the operations that each excludes; baseline
   is `torch.func.vmap` over their stacked weights.
@@ -14,8 +16,9 @@ With `--nasbench201` none of them is measured. Instead one supernet, the origina
 and gradient matching search NAS-Bench-201 on CIFAR-10 with equal budgets (epochs and
 candidates), over several seeds, and the table says how accurate what they chose truly is.
 The table is opened for this report alone: no search sees it, nor the test images. `full` is
-the published size on a GPU, `reduced` fits two CPU cores. A run ends after `--minutes` and
-goes on from `--state` when it is called again.
+the published size on a GPU, `reduced` takes some 20 minutes of one CPU core. A run ends after
+`--minutes` with exit status 2 and goes on from `--state`, which is written every minute, when
+it is called again.
 
 Run: ``python benchmarks/few_shot.py [--json]``,
 ``BLOCKYARD_DATA=… python benchmarks/few_shot.py --nasbench201 reduced --state FILE [--json]``.
@@ -37,6 +40,7 @@ import report
 import torch
 from support import few_shot_nasbench201 as contest
 from support import few_shot_stacked
+from support.shrunk import shrunk
 from torch import Tensor
 
 from nas.data import DataSet, load_dataset
@@ -137,9 +141,9 @@ def gram_vs_pairwise(options: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[float]] = {"gram": [], "pairwise": []}
     for _ in range(options.repeats):
         for name, form in (("gram", by_gram), ("pairwise", pairwise)):
-            started = time.perf_counter()
+            started = time.process_time()
             matrix = form(gradients)
-            times[name].append(1e3 * (time.perf_counter() - started))
+            times[name].append(1e3 * (time.process_time() - started))
             if name == "gram":
                 mine = matrix
     # Only the published form's 1e-6 beside the norms keeps the two apart.
@@ -176,6 +180,7 @@ def gradient_passes(options: argparse.Namespace) -> dict[str, Any]:
             for edge in range(6)
         }
         races = [decided(known, options.batches, z) for z in (math.inf, 3.0)]
+        print(f"decision {seed + 1} of {options.seeds}: {races[1].passes} passes", file=sys.stderr)
         runs.append(
             {
                 "passes": races[1].passes,
@@ -198,9 +203,10 @@ def decided(known: dict[tuple[int, int], Tensor], batches: int, z: float) -> Rac
 
 
 def images(options: argparse.Namespace) -> DataSet:
-    """Return CIFAR-10 if it is there, or else the digits."""
+    """Return CIFAR-10 at 16 pixels if it is there, or else the digits, which have as many."""
     if options.data is not None and (options.data / "cifar10").is_dir():
-        return load_dataset("cifar10", root=options.data, seed=0)
+        whole = load_dataset("cifar10", root=options.data, seed=0)
+        return shrunk(whole, images=12_000, held_out=0, pixels=16)
     return load_dataset("digits", root=None, seed=0)
 
 

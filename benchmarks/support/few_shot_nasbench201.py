@@ -1,15 +1,16 @@
 """One-shot, few-shot and gradient matching on NAS-Bench-201 with equal budgets.
 
 Epochs of all supernets together are those of the preset, and so is the number of candidates
-that compete in the end. The state of everything is one checkpoint file.
+that compete in the end. The state of everything is one checkpoint file, written every minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,14 +20,21 @@ import report
 import torch
 
 from nas.checkpoint import pack, unpack
-from nas.data import DataSet, Split, load_dataset
+from nas.data import DataSet, load_dataset
 from nas.methods.few_shot.plan import Schedule
 from nas.methods.few_shot.presets import PRESETS as PUBLISHED
 from nas.plugins import MethodContext, make_method
 from nas.spaces.nasbench201 import NasBench201Space
 from nas.tabular import Table, open_table
+from support.shrunk import shrunk
 from zoo.errors import InvalidInputError
 from zoo.spec import Architecture
+
+SAVE_S = 60.0
+"""Seconds of a search that a kill may cost."""
+
+TELL_S = 30.0
+"""Seconds between two lines of progress."""
 
 METHODS = ("one-shot", "few-shot", "gm-nas")
 BASES = ("darts", "snas", "rsps")
@@ -52,8 +60,8 @@ PRESETS: Mapping[str, Preset] = {
     "reduced": Preset(
         channels=4,
         cells=1,
-        images=2000,
-        held_out=512,
+        images=4000,
+        held_out=1024,
         schedule=Schedule(checkpoints=(4, 8), groups=(2, 2), final_epochs=10, restart=True),
         batches=20,
         candidates=60,
@@ -67,13 +75,14 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidInputError("--nasbench201 needs --state FILE, in which it can go on")
     preset = PRESETS[options.nasbench201]
     deadline = time.monotonic() + 60 * options.minutes
-    terms = {"preset": options.nasbench201, "version": 1}
+    terms = {"preset": options.nasbench201, "version": 2}
     state: dict[str, Any] = {"terms": terms, "runs": {}}
     if options.state.exists():
         state = unpack(options.state.read_bytes())
         if state["terms"] != terms:
             raise InvalidInputError(f"{options.state} is of {state['terms']}, not of {terms}")
-    data = shrunk(load_dataset("cifar10", root=options.data, seed=0), preset)
+    whole = load_dataset("cifar10", root=options.data, seed=0)
+    data = shrunk(whole, images=preset.images, held_out=preset.held_out)
     wanted = [
         (f"{method}:{base}@{seed}", method, base, seed)
         for seed in range(options.seeds)
@@ -83,11 +92,12 @@ def run(options: argparse.Namespace) -> int:
     for key, method, base, seed in wanted:
         known = state["runs"].setdefault(key, {"state": None, "best": None, "seconds": 0.0})
         if known["best"] is None:
-            advance(known, searcher(method, base, seed, preset, data, options.device), deadline)
-            save(options.state, state)
-            print(f"{key}: {'done' if known['best'] else 'to be continued'}", flush=True)
+            search = searcher(method, base, seed, preset, data, options.device)
+            advance(key, known, search, deadline, lambda: save(options.state, state))
+            said = "done" if known["best"] else "to be continued"
+            print(f"{key}: {said}, {known['seconds']:.0f} s", file=sys.stderr, flush=True)
         if known["best"] is None:
-            print("not finished; run the same command again", flush=True)
+            print("not finished: run it again to go on", flush=True)
             return 2
     table = open_table(NasBench201Space(), options.data)
     summarise(table, {key: state["runs"][key] for key, *_ in wanted}, options)
@@ -123,20 +133,30 @@ def searcher(method: str, base: str, seed: int, preset: Preset, data: DataSet, d
     return make_method(method, terms, context)
 
 
-def advance(known: dict[str, Any], search: Any, deadline: float) -> None:
-    """Step until the search, or the time of this call, is over."""
+def advance(
+    key: str, known: dict[str, Any], search: Any, deadline: float, keep: Callable[[], None]
+) -> None:
+    """Step until the search, or the time of this call, is over; ``keep`` writes ``known``."""
     if known["state"] is not None:
         search.load_state_dict(known["state"])
-    started = time.monotonic()
-    while time.monotonic() < deadline:
-        if search.step().done:
+    told = kept = last = time.monotonic()
+    done = False
+    while not done and last < deadline:
+        step = search.step()
+        done, now = step.done, time.monotonic()
+        known["seconds"] += now - last
+        last = now
+        if done:
             known["best"] = list(search.best(1)[0].choices)
             known["decisions"] = list(getattr(search, "decisions", ()))
             known["state"] = None
-            break
-    else:
-        known["state"] = search.state_dict()
-    known["seconds"] += time.monotonic() - started
+            keep()
+        elif now - kept > SAVE_S or now >= deadline:
+            known["state"], kept = search.state_dict(), now
+            keep()
+        if now - told > TELL_S:
+            told = now
+            print(f"{key}: {step.step} of {step.total}, {step.message}", file=sys.stderr)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -144,20 +164,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_bytes(pack(state))
     fresh.replace(path)
-
-
-def shrunk(data: DataSet, preset: Preset) -> DataSet:
-    """Return the data with as many images as the preset wants, and no test images."""
-
-    def first(split: Split, count: int | None) -> Split:
-        return replace(split, images=split.images[:count], labels=split.labels[:count])
-
-    return replace(
-        data,
-        train=first(data.train, preset.images),
-        val=first(data.val, preset.held_out),
-        test=first(data.test, 0),
-    )
 
 
 def summarise(table: Table, runs: dict[str, Any], options: argparse.Namespace) -> None:
@@ -183,6 +189,9 @@ def summarise(table: Table, runs: dict[str, Any], options: argparse.Namespace) -
         )
         for name, items in found.items()
     ]
+    low, middle, high = (float(at) for at in np.quantile(100 * table.truth, (0.25, 0.5, 0.75)))
+    half = f"half of all: {low:.2f}–{high:.2f}"
+    rows.append(("median of the table", f"{middle:.2f}", "", half, str(len(table) // 2), ""))
     header = ("method", "test accuracy, %", "±", "each seed", "rank of 15,625", "s/search")
     if not options.json:
         best = 100 * float(table.truth.max())
@@ -207,6 +216,7 @@ def summarise(table: Table, runs: dict[str, Any], options: argparse.Namespace) -
         details={
             "preset": options.nasbench201,
             "seeds": options.seeds,
+            "quartiles_of_the_table": [low, middle, high],
             "each": {name: [list(item) for item in items] for name, items in found.items()},
         },
     )
