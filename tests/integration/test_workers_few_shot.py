@@ -17,7 +17,7 @@ url, store, worker = embedded.FIXTURES
 def submit(store: Store) -> Job:
     params = {
         "base": "snas", "base_params": {"batch_size": 128}, "checkpoints": [1], "groups": [2],
-        "final_epochs": 2, "batches": 2,
+        "final_epochs": 1, "batches": 1,
     }  # fmt: skip
     spec = toys.search() | {
         "seed": 3,
