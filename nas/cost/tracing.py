@@ -2,7 +2,7 @@
 
 Nothing is computed, and nothing twice: what an operator makes of tensors that lie in memory
 as known ones did is remembered (``OperatorMemo``), and what a module does is written down so
-that runs of modules one after another add up exactly to the run of the whole (``Traced``).
+that runs of modules one after another add up exactly to the run of the whole (``Run``).
 """
 
 from __future__ import annotations

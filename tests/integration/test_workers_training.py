@@ -141,6 +141,7 @@ def test_an_architecture_becomes_a_chain_like_a_winner(
     curves = [event.data for event in store.jobs.events(job.id) if event.data.get("kind")]
     assert curves[-1]["kind"] == "curve"
     assert curves[-1]["epoch"] == [1]
+    assert "the network was trained for 1 epochs" in said(store, job)
 
     # What was trained is what the recipe makes of the same seed anywhere else.
     data = load_dataset("digits", root=None, seed=SPLIT_SEED)
