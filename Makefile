@@ -8,8 +8,10 @@ READY := $(VENV)/.ready-$(FLAVOUR)
 # PyPI's Linux wheels of torch bring several GB of CUDA; PyTorch's own index has CPU wheels.
 # Where that index cannot be reached, pip warns and takes what its other indexes offer.
 TORCH_INDEX := $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
-# A file's tests share servers and workers, so they stay in one process.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# A file's tests share servers and workers, so they stay in one process. Files run in the order of
+# their names, unit tests last: the slowest files have the fewest tests, and xdist would end with them.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test check check-full clean

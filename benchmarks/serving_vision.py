@@ -93,8 +93,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="only see that it works")
     options = parser.parse_args(arguments)
+    options.warmup_s = WARMUP_S
     if options.quick:
-        options.seconds, options.rounds = 0.5, 1
+        options.seconds, options.rounds, options.warmup_s = 0.5, 1, 0.1
     options.device = str(resolve(options.device))
     return options
 
@@ -160,7 +161,9 @@ def try_litserve(
         }
         with ServerProcess("litserve_vision", settings, folder / "litserve.log") as server:
             server.wait_until(plain[0].request)
-            asyncio.run(drive(server.port, plain, clients=options.clients, seconds=WARMUP_S))
+            asyncio.run(
+                drive(server.port, plain, clients=options.clients, seconds=options.warmup_s)
+            )
             load = asyncio.run(
                 drive(server.port, plain, clients=options.clients, seconds=options.seconds / 2)
             )
@@ -193,7 +196,7 @@ def measure(systems: list[System], options: argparse.Namespace, say: Say) -> dic
     for number in range(options.rounds):
         for system in systems[number % len(systems) :] + systems[: number % len(systems)]:
             system.process.resume()
-            for seconds in (WARMUP_S, options.seconds):
+            for seconds in (options.warmup_s, options.seconds):
                 load = asyncio.run(
                     drive(
                         system.process.port,

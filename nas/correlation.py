@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import kendalltau, pearsonr, spearmanr
 
 from zoo.errors import InvalidInputError
 
@@ -45,6 +44,8 @@ def correlations(predicted: ArrayLike, actual: ArrayLike) -> Correlation:
             raise InvalidInputError(f"entry {at} of the {what} is {values[at]}; leave it out")
     if min(float(np.ptp(given)), float(np.ptp(true))) == 0:
         raise InvalidInputError("all predictions, or all true values, are alike: no correlation")
+    from scipy.stats import kendalltau, pearsonr, spearmanr  # takes long to import
+
     return Correlation(
         kendall=float(kendalltau(given, true).statistic),
         spearman=float(spearmanr(given, true).statistic),

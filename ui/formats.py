@@ -6,7 +6,9 @@ from datetime import datetime
 
 LABELS = {
     "accuracy": "accuracy",
+    "val_accuracy": "validation accuracy",
     "latency_ms": "latency (ms)",
+    "latency_p95_ms": "latency, 95th percentile (ms)",
     "latency_predicted": "latency from a table",
     "flops": "FLOPs",
     "num_params": "parameters",

@@ -101,14 +101,24 @@ def train_remotely(
             session.log(f"{call}: {error}; trying again{place}", level="warning")
 
 
-def log_curve(session: Session, curve: Mapping[str, list[float]], *, arm: Arm, number: int) -> None:
-    """Put a candidate's learning curve into the job's log; see ``workers.session``."""
+def log_curve(
+    session: Session,
+    curve: Mapping[str, list[float]],
+    *,
+    arm: Arm,
+    number: int,
+    of: str | None = None,
+) -> None:
+    """Put a candidate's learning curve into the job's log; see ``workers.session``.
+
+    The log calls it ``of``, by default what it is in a search.
+    """
     if curve.get("epoch"):
         points: dict[str, Json] = {
             name: [value if math.isfinite(value) else None for value in values]
             for name, values in curve.items()
         }
         session.log(
-            f"{arm} candidate {number} was trained for {len(curve['epoch'])} epochs",
+            f"{of or f'{arm} candidate {number}'} was trained for {len(curve['epoch'])} epochs",
             data={"kind": "curve", "arm": str(arm), "number": number, **points},
         )

@@ -183,7 +183,8 @@ class _TrainJob:
             limits=Limits(timeout_s=request.max_train_s, memory_bytes=request.max_memory_bytes),
             progress=self._progress(),
         )
-        log_curve(self._session, fitted.head["curve"], arm=Arm.WINNER, number=0)
+        curve = fitted.head["curve"]
+        log_curve(self._session, curve, arm=Arm.WINNER, number=0, of="the network")
         published = publish_fitted(
             self._context,
             fitted,

@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
 
 from zoo.errors import InvalidInputError
 
@@ -43,6 +42,8 @@ class Accuracy:
                 f"measurements of shape {real.shape} and predictions of shape {guess.shape}; "
                 "give at least two of each, all measurements above 0"
             )
+        from scipy.stats import spearmanr  # takes long to import
+
         off = guess / real - 1
         within = [float(np.mean(np.abs(off) <= share)) for share in (0.05, 0.10, 0.15)]
         varies = np.ptp(real) > 0 and np.ptp(guess) > 0

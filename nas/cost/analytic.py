@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from nas.cost.counting import FORMULAS, check_countable, macs
-from zoo.errors import IncompatibleShapeError
-from zoo.spec import TensorSpec
+from nas.cost.tracing import BlockRuns, Layout, Run, Span, run, sample_layout
+from zoo.spec import BlockSpec, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,33 +53,31 @@ def cost(module: nn.Module, inputs: TensorSpec) -> Cost:
         IncompatibleShapeError: ``inputs`` has a free dimension or ``module`` rejects it.
         InvalidInputError: ``module`` executes an operator that cannot be counted.
     """
-    shape = [size for size in inputs.shape if size is not None]
-    if len(shape) != len(inputs.shape):
-        raise IncompatibleShapeError(f"shape {inputs.shape} has a free dimension; fix its size")
-    sample = torch.empty(1, *shape, dtype=getattr(torch, inputs.dtype), device="meta")
-    tensors = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    weights = _on_meta(module)
-    counter = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
-    trace = _Liveness(sample, weights)
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), counter, trace:
-            output = functional_call(module, weights, (sample,))
-    except RuntimeError as error:
-        raise IncompatibleShapeError(
-            f"the network rejects an input of shape {tuple(shape)}: {error}"
-        ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
-    return Cost(
-        flops=counter.get_total_flops() // 2,
-        num_params=sum(parameter.numel() for parameter in module.parameters()),
-        size_bytes=size,
-        peak_bytes=size + trace.peak_bytes(output),
-    )
+    sample = sample_layout(inputs)
+    return _sum(sample, [run(module, [sample])])
+
+
+class ChainCosts:
+    """Counts chains of blocks exactly as ``cost`` counts them built, each block only once."""
+
+    def __init__(self) -> None:
+        self._runs = BlockRuns()
+
+    def cost(self, specs: Sequence[BlockSpec], inputs: TensorSpec) -> Cost:
+        """Count what one sample costs.
+
+        Args:
+            specs: The chain; its first block takes ``inputs``.
+            inputs: Shape of one sample; every dimension must be known.
+
+        Raises:
+            IncompatibleShapeError: ``inputs`` has a free dimension, or a block rejects what it
+                is given.
+            InvalidInputError: A block executes an operator that cannot be counted.
+            UnknownNameError: No family registers a block's operation.
+        """
+        sample = sample_layout(inputs)
+        return _sum(sample, self._runs.of(specs, sample))
 
 
 def count_macs(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
@@ -100,115 +91,40 @@ def count_macs(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
         IncompatibleShapeError: A dimension is free, or ``module`` rejects the inputs.
         InvalidInputError: ``module`` executes an operator that cannot be counted.
     """
-    if any(size is None for spec in inputs for size in spec.shape):
-        raise IncompatibleShapeError(
-            f"shapes {[spec.shape for spec in inputs]} have a free dimension; fix its size"
-        )
-    samples = [
-        torch.empty(1, *spec.shape, dtype=getattr(torch, spec.dtype), device="meta")  # type: ignore[arg-type]
-        for spec in inputs
-    ]
-    counter = _Counter()
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.inference_mode(False), torch.no_grad(), counter:
-            functional_call(module, _on_meta(module), tuple(samples))
-    except RuntimeError as error:
-        raise IncompatibleShapeError(
-            f"the network rejects inputs of {[spec.shape for spec in inputs]}: {error}"
-        ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
-    return counter.macs
+    samples = [sample_layout(spec)._replace(storage=number) for number, spec in enumerate(inputs)]
+    return run(module, samples).macs
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the multiply-accumulates of all operators."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.macs = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        self.macs += macs(func, args, kwargs or {}, outputs)
-        return outputs
-
-
-def _on_meta(module: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer on the meta device; tied ones stay one tensor."""
-    moved: dict[int, Tensor] = {}
-    named = itertools.chain(
-        module.named_parameters(remove_duplicate=False),
-        module.named_buffers(remove_duplicate=False),
+def _sum(sample: Layout, runs: Iterable[Run]) -> Cost:
+    """Return what modules cost that run one after another, the first on ``sample``."""
+    macs = num_params = size_bytes = steps = 0
+    spans = [Span(0, 0, sample.nbytes)]
+    inputs = [0]  # the spans of the next module's inputs
+    for part in runs:
+        for number, last in zip(inputs, part.read, strict=True):
+            if last:
+                spans[number] = spans[number]._replace(last=steps + last)
+        numbers = [*inputs, *range(len(spans), len(spans) + len(part.spans))]
+        spans += [Span(steps + first, steps + last, nbytes) for first, last, nbytes in part.spans]
+        inputs = [numbers[kept] for kept in part.kept]
+        macs += part.macs
+        num_params += part.num_params
+        size_bytes += part.size_bytes
+        steps += part.steps
+    for number in inputs:  # the result is alive to the end
+        spans[number] = spans[number]._replace(last=steps + 1)
+    return Cost(
+        flops=macs,
+        num_params=num_params,
+        size_bytes=size_bytes,
+        peak_bytes=size_bytes + _peak(spans),
     )
-    return {
-        name: moved.setdefault(id(tensor), tensor.detach().to("meta")) for name, tensor in named
-    }
 
 
-class _Liveness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records for every storage but the weights' when it is first written and last read."""
-
-    def __init__(self, sample: Tensor, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._step = 0
-        self._kept: list[Tensor] = []  # keeps storages apart: a freed one's address is reused
-        self._spans: dict[int, list[int]] = {}
-        self._bytes: dict[int, int] = {}
-        self._weights = {tensor.untyped_storage()._cdata for tensor in weights.values()}
-        self._write(sample)
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        check_countable(func)
-        outputs = func(*args, **(kwargs or {}))
-        self._step += 1
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._read(tensor)
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor):
-                self._write(tensor)
-        return outputs
-
-    def peak_bytes(self, output: object) -> int:
-        """Return the largest sum of sizes of storages alive at one step."""
-        self._step += 1
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._read(tensor)
-        change = [0] * (self._step + 2)
-        for key, (first, last) in self._spans.items():
-            change[first] += self._bytes[key]
-            change[last + 1] -= self._bytes[key]
-        return max(itertools.accumulate(change))
-
-    def _read(self, tensor: Tensor) -> None:
-        key = tensor.untyped_storage()._cdata
-        if key in self._spans:
-            self._spans[key][1] = self._step
-
-    def _write(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._spans:
-            self._spans[key][1] = self._step
-        if key in self._spans or key in self._weights:
-            return
-        self._kept.append(tensor)
-        self._spans[key] = [self._step, self._step]
-        self._bytes[key] = storage.nbytes()
+def _peak(spans: Iterable[Span]) -> int:
+    """Return the largest sum of what is alive at one step."""
+    change: dict[int, int] = {}
+    for first, last, nbytes in spans:
+        change[first] = change.get(first, 0) + nbytes
+        change[last + 1] = change.get(last + 1, 0) - nbytes
+    return max(itertools.accumulate(change[step] for step in sorted(change)))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.optimize import nnls
 
 from zoo.canonical import Json
 from zoo.errors import CorruptArtifactError, InvalidInputError
@@ -56,6 +55,8 @@ class EnergyModel:
         Raises:
             InvalidInputError: There are fewer than two networks, or one used no energy.
         """
+        from scipy.optimize import nnls  # takes long to import
+
         target = np.asarray(joules, dtype=np.float64)
         design = np.c_[np.asarray(macs, np.float64), np.asarray(moved_bytes, np.float64)]
         if len(target) < 2 or len(target) != len(design) or target.min() <= 0:

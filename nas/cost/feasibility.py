@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nas.cost.analytic import cost
+from nas.cost.analytic import ChainCosts
 from nas.protocols import Limit, SearchSpace
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, TensorSpec
@@ -81,9 +81,11 @@ def preview(
             Medians are of the samples only.
     """
 
+    costs = ChainCosts()
+
     def price(architecture: Architecture) -> dict[str, float]:
-        network = space.build(architecture, inputs=inputs, num_classes=num_classes)
-        return cost(network, inputs).metrics()
+        chain = space.blocks(architecture, inputs=inputs, num_classes=num_classes)
+        return costs.cost(chain, inputs).metrics()
 
     rng = random.Random(derive_seed(seed, "preview"))
     drawn = [space.sample(rng) for _ in range(samples)]

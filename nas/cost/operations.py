@@ -9,7 +9,6 @@ longer apart than in one kernel.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from nas.cost.counting import macs
+from nas.cost.tracing import BlockRuns, run, sample_layout
 from nas.protocols import SearchSpace
 from zoo.canonical import Json, canonical_json
-from zoo.errors import IncompatibleShapeError, InvalidInputError
+from zoo.errors import InvalidInputError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture, TensorSpec
 
@@ -101,28 +97,8 @@ def trace(module: nn.Module, inputs: TensorSpec, *, batch: int = 1) -> tuple[Ope
         InvalidInputError: An operator's argument is of a kind that cannot be written down, or
             its multiply-accumulates cannot be counted.
     """
-    if any(size is None for size in inputs.shape):
-        raise IncompatibleShapeError(f"shape {inputs.shape} has a free dimension; fix its size")
-    shape = [size for size in inputs.shape if size is not None]
-    sample = torch.empty(batch, *shape, dtype=getattr(torch, inputs.dtype), device="meta")
-    named = itertools.chain(
-        module.named_parameters(remove_duplicate=False),
-        module.named_buffers(remove_duplicate=False),
-    )
-    weights = {name: tensor.detach().to("meta") for name, tensor in named}
     recorder = _Recorder()
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), recorder:
-            functional_call(module, weights, (sample,))
-    except RuntimeError as error:
-        raise IncompatibleShapeError(
-            f"the network rejects a batch of shape {(batch, *shape)}: {error}"
-        ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    run(module, [sample_layout(inputs, batch=batch)], watch=recorder)
     return tuple(recorder.operations)
 
 
@@ -153,11 +129,15 @@ def operations_of(
         samples: Architectures drawn.
         seed: Determines which.
     """
-    found: dict[str, Operation] = {}
+    recorder = _Recorder()
+    runs = BlockRuns(recorder)
+    sample = sample_layout(inputs, batch=batch)
     for architecture in _looked_at(space, samples, random.Random(derive_seed(seed, "operations"))):
-        module = space.build(architecture, inputs=inputs, num_classes=num_classes)
-        found |= distinct(trace(module, inputs, batch=batch))
-    return found
+        for _ in runs.of(
+            space.blocks(architecture, inputs=inputs, num_classes=num_classes), sample
+        ):
+            pass  # the recorder is told
+    return distinct(recorder.operations)
 
 
 def _looked_at(space: SearchSpace, samples: int, rng: random.Random) -> Iterator[Architecture]:
@@ -215,43 +195,36 @@ class Replay:
         return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder:
     """Writes down every operator that computes something."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
 
-    def __torch_dispatch__(
+    def __call__(
         self,
         func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        settings = dict(kwargs or {})
-        outputs = func(*args, **settings)
-        read, written = _tensors((args, settings)), _tensors(outputs)
-        memory = {tensor.untyped_storage()._cdata for tensor in read}
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        read: Sequence[Tensor],
+        written: Sequence[Tensor],
+        macs: int,
+    ) -> None:
         if not any(tensor.numel() for tensor in (*read, *written)):
-            return outputs
+            return
+        memory = {tensor.untyped_storage()._cdata for tensor in read}
         views = all(tensor.untyped_storage()._cdata in memory for tensor in written)
         if views and not func._schema.is_mutable:
-            return outputs
+            return
         self.operations.append(
             Operation(
                 name=f"{func.overloadpacket.__name__}.{func._overloadname}",
                 arguments=[_json(item) for item in args],
-                settings={name: _json(item) for name, item in settings.items()},
-                macs=macs(func, args, settings, outputs),
+                settings={name: _json(item) for name, item in kwargs.items()},
+                macs=macs,
                 moved_bytes=sum(t.numel() * t.element_size() for t in (*read, *written)),
             )
         )
-        return outputs
-
-
-def _tensors(values: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _json(item: Any) -> Json:

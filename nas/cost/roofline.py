@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.optimize import nnls
 
 from nas.cost.operations import Operation
 from nas.cost.table import LatencyTable
@@ -90,6 +89,8 @@ def _rate(each: float) -> float:
 
 def _not_negative(design: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the least-squares solution without negative entries."""
+    from scipy.optimize import nnls  # takes long to import
+
     scale = np.maximum(np.abs(design).max(axis=0), 1e-300)
     solution, _ = nnls(design / scale, target)
     return solution / scale

@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from zoo.canonical import Json, plain
 from zoo.errors import CorruptArtifactError, InvalidInputError, NotFoundError
@@ -104,6 +103,8 @@ class Additivity:
             errors.append(float((sums[place] + each * number[place]) / measured[place] - 1))
         correlation = None
         if len(sums) > 2:
+            from scipy.stats import spearmanr  # as long to import as half of torch
+
             value = float(spearmanr(sums, measured).statistic)
             correlation = value if math.isfinite(value) else None
         return cls(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,34 @@ def digits() -> Images:
     The bilinear weights and the grey levels are exact in binary, so that the pixels are
     equal on every machine. No flips: a mirrored digit is another sign.
     """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    grey = torch.from_numpy(raw.images)[:, None] * (255 / 16)
+    table = _digits_table()
+    grey = torch.from_numpy(table[:, :-1].reshape(-1, 1, 8, 8)) * (255 / 16)
     large = functional.interpolate(grey, size=(16, 16), mode="bilinear", align_corners=False)
     return Images(
         images=large.round().to(torch.uint8).numpy(),
-        labels=raw.target.astype(np.int64),
+        labels=table[:, -1].astype(np.int64),
         class_names=tuple(str(digit) for digit in range(10)),
         licence="CC BY 4.0 (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository)",
         flips=False,
     )
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """Return 64 grey levels, from 0 to 16, and the label of every digit.
+
+    scikit-learn's file is read without scikit-learn, which takes as long to import as torch;
+    through it, should the file no longer lie where it did.
+    """
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise MissingDataError("the data set digits is scikit-learn's: pip install scikit-learn")
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    return np.column_stack([raw.data, raw.target])
 
 
 def cifar10(root: Path | None) -> Images:

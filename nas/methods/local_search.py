@@ -66,13 +66,17 @@ class LocalSearch(Sampling):
         self._known = {item.proposal: self._rank(item) for item in self._records}
 
     def _ask(self, seed: int) -> Choices:
-        self._asked = self._queue[0] if self._queue else self._start(random.Random(seed))
+        """Return the next neighbour of the queue, or the one after as many as were refused."""
+        if self._queue:
+            self._asked = self._queue[self._refused % len(self._queue)]
+        else:
+            self._asked = self._start(random.Random(seed))
         return self._asked
 
     def _tell(self, ranked: Ranked | None) -> None:
         rng = random.Random(derive_seed(self._context.seed, "local-search", len(self._records)))
         self._known[self._asked] = ranked
-        self._queue = self._queue[1:]
+        self._queue = [item for item in self._queue if item != self._asked]
         if self._enters(self._asked):
             self._climb(self._asked, rng)
         if not self._queue:

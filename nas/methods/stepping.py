@@ -45,6 +45,7 @@ class Sampling(abc.ABC):
         self._candidates = candidates
         self._records: list[Record] = []
         self._scored: list[Ranked] = []
+        self._refused = 0
 
     def step(self) -> StepReport:
         """Evaluate one candidate.
@@ -113,7 +114,11 @@ class Sampling(abc.ABC):
 
     @abc.abstractmethod
     def _ask(self, seed: int) -> tuple[int, ...]:
-        """Return one option a variable; a function of the history and ``seed`` alone."""
+        """Return one option a variable; a function of the history and ``seed`` alone.
+
+        The seed differs for each of the proposals that were refused before in the same step;
+        ``_refused`` is their number.
+        """
 
     @abc.abstractmethod
     def _tell(self, ranked: Ranked | None) -> None:
@@ -130,6 +135,7 @@ class Sampling(abc.ABC):
         def propose() -> Architecture:
             if asked:
                 self._forget()
+            self._refused = len(asked)
             attempt = (len(asked),) if asked else ()
             seed = derive_seed(self._context.seed, "sampling", number, *attempt)
             asked.append(self._ask(seed))

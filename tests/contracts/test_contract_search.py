@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from nas.checkpoint import pack, unpack
+from nas.cost.analytic import ChainCosts, cost
 from nas.data import DataSet, load_dataset
 from nas.evaluation import EvaluatorContext, Latency
 from nas.plugins import MethodContext, catalogue, make_evaluator, make_method, make_space
@@ -263,6 +264,16 @@ def test_blocks_fit_each_other_and_the_network_maps_images_to_logits(space: Sear
         network = space.build(architecture, inputs=IMAGE, num_classes=3)
         assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
         assert len(list(network.children())) == len(specs)
+
+
+def test_counting_blocks_costs_what_counting_the_network_costs(space: SearchSpace) -> None:
+    """Each block once, in networks of which one is a mutant of the other."""
+    costs = ChainCosts()
+    first = some(space, 1)[0]
+    for architecture in (first, space.mutate(first, random.Random(1)), first):
+        chain = space.blocks(architecture, inputs=IMAGE, num_classes=10)
+        network = space.build(architecture, inputs=IMAGE, num_classes=10)
+        assert costs.cost(chain, IMAGE) == cost(network, IMAGE)
 
 
 class Table:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from tests import toys
+from tests import embedded, toys
 from workers.embedded import EmbeddedWorker
 from zoo.jobs import Job, JobKind, JobRequest, JobState
-from zoo.store import open_store
 from zoo.store.protocols import Store
 
 METHOD = {
@@ -22,18 +18,7 @@ METHOD = {
 SPACE = {"widths": [16, 16, 8, 8], "layers": [1, 2], "stem": 4, "head_dim": 2}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store, **params: Any) -> Job:

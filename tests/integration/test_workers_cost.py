@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from nas.cost.table import LatencyTable
-from tests import toys
+from tests import embedded, toys
 from ui.cli import cli
 from ui.terminal import Terminal
 from workers.context import JobContext
@@ -24,19 +23,7 @@ from zoo.spec import Device
 from zoo.store import open_store
 from zoo.store.protocols import Store
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store, **changes: Any) -> Job:

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from tests import toys
+from tests import embedded, toys
 from workers.embedded import EmbeddedWorker
 from zoo.jobs import Job, JobKind, JobRequest, JobState
-from zoo.store import open_store
 from zoo.store.protocols import Store
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store) -> Job:
     params = {
         "base": "snas", "base_params": {"batch_size": 128}, "checkpoints": [1], "groups": [2],
-        "final_epochs": 2, "batches": 2,
+        "final_epochs": 1, "batches": 1,
     }  # fmt: skip
     spec = toys.search() | {
         "seed": 3,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from nas.plugins import MethodContext, make_method, make_space
-from tests import toys
+from tests import embedded, toys
 from workers.embedded import EmbeddedWorker
 from zoo.jobs import Arm, JobKind
 from zoo.spec import Architecture, Evaluation
-from zoo.store import open_store
 from zoo.store.protocols import Store
 from zoo.weights import load_chain
 
@@ -24,18 +22,7 @@ SPACE: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def test_a_winner_with_both_kinds_of_blocks_is_in_the_zoo(

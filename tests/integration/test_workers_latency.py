@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,19 @@ from nas.cost.table import LatencyTable
 from nas.methods.proxyless.costs import latency_tensor, layers, named_lookup
 from nas.plugins import space_of
 from nas.spaces.mbconv import MBConvSpace
-from tests import toys
+from tests import embedded, toys
 from ui.commands.search import request, search_run
 from workers.embedded import EmbeddedWorker
 from zoo.canonical import content_id
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobRequest, JobState
 from zoo.schemas import parse_request
 from zoo.spec import Architecture, TensorSpec
-from zoo.store import open_store
 from zoo.store.protocols import Store
 
 DIGITS = TensorSpec(shape=(1, 16, 16))
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 @pytest.fixture(scope="module")

@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import sqlite3
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nas.cost.analytic import cost
 from nas.plugins import make_space
-from tests import toys
-from workers.embedded import EmbeddedWorker
+from tests import embedded, toys
 from zoo.errors import InvalidInputError
 from zoo.jobs import Arm, Candidate, Job, JobKind, JobRequest, JobState
 from zoo.schemas import parse_request
 from zoo.spec import TensorSpec
-from zoo.store import open_store
 from zoo.store.protocols import Store
 
 TWO = {"widths": [4, 8], "twins": 8}
 """Two functions under sixteen architectures."""
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo") / "zoo.db"
-
-
-@pytest.fixture(scope="module")
-def store(path: Path) -> Iterator[Store]:
-    """One store for the module, so that one trainer starts; tests differ in their seeds."""
-    toys.install()
-    opened = open_store(f"sqlite:///{path}")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store, *, owner: str = "local", **changes: Any) -> Job:
@@ -208,10 +188,10 @@ def test_who_does_not_share_takes_and_gives_nothing_but_among_its_own(store: Sto
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_hit_that_is_not_confirmed_is_not_taken(store: Store, path: Path) -> None:
+def test_a_hit_that_is_not_confirmed_is_not_taken(store: Store, url: str) -> None:
     changes = {"seed": 114, "max_duplicates": 2, "space": {"widths": [6], "twins": 2}}
     first = searched(store, **changes)
-    with closing(sqlite3.connect(path)) as connection, connection:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         connection.execute(
             "UPDATE evaluations SET info = json_remove(json_set(info, '$.architecture', 'x', "
             "'$.proof', null), '$.certificates') WHERE signature = ?",

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from tests import toys
+from tests import embedded, toys
 from workers.embedded import EmbeddedWorker
 from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
-from zoo.store import open_store
 from zoo.store.protocols import Store
 
 SPACE = {
@@ -21,18 +17,7 @@ SPACE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store, *, limits: list[dict[str, Any]] | None = None, **params: Any) -> Job:

@@ -18,26 +18,14 @@ from typing import Any
 import pytest
 
 from serving.runners.devices import local_devices
-from tests import toys
+from tests import embedded, toys
 from workers.embedded import EmbeddedWorker
 from zoo.errors import CapacityError
 from zoo.jobs import Arm, JobKind, JobState
 from zoo.store import open_store
 from zoo.store.protocols import Store
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def said(store: Store, job_id: str) -> list[str]:

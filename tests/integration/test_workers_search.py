@@ -5,34 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from nas import checkpoint
-from tests import toys
+from tests import embedded, toys
 from workers.embedded import EmbeddedWorker
 from zoo.errors import CorruptArtifactError, NotFoundError
 from zoo.jobs import Arm, Candidate, CandidateState, Job, JobKind, JobRequest, JobState
-from zoo.store import open_store
 from zoo.store.protocols import ChainQuery, Store
 from zoo.weights import load_chain
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """One store for the module, so that one trainer starts; tests differ in their seeds."""
-    toys.install()
-    opened = open_store(f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store, **changes: object) -> Job:

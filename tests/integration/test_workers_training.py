@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from nas.data import load_dataset
 from nas.evaluation import fresh_network, train_and_score
 from nas.plugins import make_space, space_of
 from nas.training import train
-from tests import toys
+from tests import embedded, toys
 from ui.cli import run
 from workers.duties import SPLIT_SEED
 from workers.embedded import EmbeddedWorker
@@ -28,7 +27,6 @@ from zoo.errors import IncompatibleShapeError
 from zoo.jobs import Arm, Job, JobKind, JobRequest, JobState
 from zoo.schemas import Recipe, parse_request
 from zoo.spec import Architecture, TensorSpec
-from zoo.store import open_store
 from zoo.store.protocols import Store
 from zoo.weights import load_chain
 
@@ -47,23 +45,7 @@ sys.exit(commands.run(parser().parse_args(sys.argv[1:]), toys.QUICK))
 """
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('zoo')}/zoo.db"
-
-
-@pytest.fixture(scope="module")
-def store(url: str) -> Iterator[Store]:
-    toys.install()
-    opened = open_store(url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def worker(store: Store) -> Iterator[EmbeddedWorker]:
-    with toys.working(store) as worker:
-        yield worker
+url, store, worker = embedded.FIXTURES
 
 
 def submit(store: Store, **request: Any) -> Job:
@@ -159,6 +141,7 @@ def test_an_architecture_becomes_a_chain_like_a_winner(
     curves = [event.data for event in store.jobs.events(job.id) if event.data.get("kind")]
     assert curves[-1]["kind"] == "curve"
     assert curves[-1]["epoch"] == [1]
+    assert "the network was trained for 1 epochs" in said(store, job)
 
     # What was trained is what the recipe makes of the same seed anywhere else.
     data = load_dataset("digits", root=None, seed=SPLIT_SEED)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from nas.cost import Spread, cost, preview
+from nas.cost.analytic import ChainCosts
 from nas.evaluation import Latency
 from nas.spaces.darts import DartsSpace
+from zoo.builders import build_chain, register
 from zoo.errors import IncompatibleShapeError
 from zoo.rng import derive_seed
 from zoo.schemas import Limit
-from zoo.spec import Architecture, TensorSpec
+from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 IMAGE = TensorSpec(shape=(3, 8, 8))
 
@@ -98,6 +100,98 @@ def test_a_shape_that_does_not_fit_is_named() -> None:
         cost(conv(3, 8, 3), TensorSpec(shape=(4, 8, 8)))
     with pytest.raises(IncompatibleShapeError, match="free dimension"):
         cost(conv(3, 8, 3), TensorSpec(shape=(3, None, 8)))
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class Twice(nn.Module):
+    """Returns its input twice, the second time as a view that is not contiguous."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.transpose(1, 2)
+
+
+class Joined(nn.Module):
+    """Copies what is not contiguous; keeps the first input to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(64))
+        self.tied = self.bias
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        flat = b.reshape(1, 64)
+        flat.add_(self.bias + self.tied)
+        return a.relu_(), flat.view(1, 8, 8), self.bias
+
+
+class Mixed(nn.Module):
+    def forward(self, a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+        low, high = (a @ b).chunk(2, dim=1)
+        return torch.cat([low + high, (bias.view(8, 8) + b)[:, :4]])
+
+
+class Parted(nn.Module):
+    """Returns two results, of which the first is not used once the second is written."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + 1, x * 2
+
+
+CHAIN = {
+    "test.twice": Twice,
+    "test.joined": Joined,
+    "test.mixed": Mixed,
+    "test.parted": Parted,
+}
+
+
+@pytest.fixture(scope="module")
+def passing() -> tuple[BlockSpec, ...]:
+    """A chain of blocks that pass on views, shared memory and a weight."""
+    for op, module in CHAIN.items():
+        register(op)(lambda spec, module=module: module())
+    square, line = TensorSpec(shape=(8, 8)), TensorSpec(shape=(64,))
+    return (
+        BlockSpec(op="test.twice", inputs=(square,), outputs=(square, square)),
+        BlockSpec(op="test.joined", inputs=(square, square), outputs=(square, square, line)),
+        BlockSpec(op="test.mixed", inputs=(square, square, line), outputs=(square,)),
+        BlockSpec(op="test.parted", inputs=(square,), outputs=(square, square)),
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_blocks_that_share_memory_add_up_to_the_chain(
+    passing: tuple[BlockSpec, ...], length: int
+) -> None:
+    """What lives from one block to another is counted once, for as long as it lives."""
+    square = TensorSpec(shape=(8, 8))
+    chain = passing[:length]
+    assert ChainCosts().cost(chain, square) == cost(build_chain(chain), square)
+
+
+def test_all_results_of_a_chain_are_alive_at_its_end(passing: tuple[BlockSpec, ...]) -> None:
+    """The input and both results, though the first is not read while the second is written."""
+    assert ChainCosts().cost(passing[-1:], TensorSpec(shape=(8, 8))).peak_bytes == 3 * 256
+
+
+def test_a_block_is_counted_anew_where_its_inputs_lie_otherwise(
+    passing: tuple[BlockSpec, ...],
+) -> None:
+    """A view that is not contiguous is copied, a whole tensor of the same shape is not."""
+    square = TensorSpec(shape=(8, 8))
+    copies = BlockSpec(op="test.flat", inputs=(square,), outputs=(square,))
+    turns = BlockSpec(op="test.turned", inputs=(square,), outputs=(square,))
+    register("test.flat")(lambda spec: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (8, 8))))
+    register("test.turned")(lambda spec: Turned())
+    costs = ChainCosts()
+    for chain in ([copies], [turns, copies], [copies, turns, copies, copies]):
+        assert costs.cost(chain, square) == cost(build_chain(chain), square)
+    copied = costs.cost([turns, copies], square).peak_bytes
+    assert copied == 2 * costs.cost([copies], square).peak_bytes == 2 * 256
 
 
 SPACE = DartsSpace(cells=1, channels=2, nodes=1)

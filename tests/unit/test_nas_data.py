@@ -6,6 +6,7 @@ import io
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nas.data import DataSet, data_catalogue, load_dataset
+from nas.data import DataSet, data_catalogue, load_dataset, sources
 from zoo.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 Arrays = dict[str, NDArray[Any]]
@@ -36,6 +37,17 @@ def arrays(count: int = 40, classes: int = 4, shape: tuple[int, ...] = (3, 8, 8)
 def save(path: Path, content: Arrays) -> str:
     np.savez(path, **content)  # type: ignore[arg-type]
     return f"npz:{path}"
+
+
+def test_digits_are_those_of_scikit_learn_wherever_its_file_lies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = sources._digits_table()
+    monkeypatch.setattr(sources, "find_spec", lambda _: SimpleNamespace(origin="/absent/it.py"))
+    assert np.array_equal(read, sources._digits_table())
+    monkeypatch.setattr(sources, "find_spec", lambda _: None)
+    with pytest.raises(MissingDataError, match="pip install scikit-learn"):
+        sources._digits_table()
 
 
 def test_digits_are_sixteen_pixels_wide_with_their_licence(digits: DataSet) -> None:

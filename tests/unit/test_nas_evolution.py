@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,25 @@ def test_of_infeasible_candidates_the_nearest_to_the_limit_is_mutated() -> None:
     limited = context(hill, limits=(Limit(metric="latency_ms", max=1.0),))
     run(RegularizedEvolution(limited, candidates=120, population=8, tournament=6))
     assert sum(hill.metrics(c)["latency_ms"] == 1.0 for c in hill.seen) > 40
+
+
+def test_a_climb_offers_its_neighbours_one_by_one_while_they_are_refused() -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def fresh(propose: Callable[[], Architecture]) -> Architecture:
+        asked[:] = [propose().choices for _ in range(8)]
+        return Architecture(space=SPACE.describe(), choices=asked[-1])
+
+    hill = Hill()
+    method = LocalSearch(context(hill, fresh=fresh), candidates=3)
+    method.step()
+    assert len(set(asked)) == 8  # starts
+    method.step()
+    assert len(set(asked)) == 8
+    assert {distance(choices, hill.seen[0]) for choices in asked} == {1}
+    assert hill.seen[1] == asked[-1]
+    method.step()
+    assert hill.seen[1] not in asked
 
 
 def test_a_climb_takes_the_first_better_neighbour_until_there_is_none() -> None:

@@ -31,6 +31,7 @@ def test_large_numbers_get_prefixes() -> None:
     assert size(1_234_567) == "1.23 MB"
     assert metric("latency_ms", 2.345) == "2.35 ms"
     assert title("latency_ms") == "latency"
+    assert title("latency_p95_ms") == "latency, 95th percentile"
     assert metric("accuracy", 0.95314) == "0.9531"
     assert metric("flops", None) == "–"
 

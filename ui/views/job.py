@@ -360,7 +360,8 @@ def _progress(site: Site, job_id: str) -> None:
             "Curves", list(curves), default=list(curves)[:1], selection_mode="multi", key="curves"
         )
         for name in shown:
-            st.line_chart(curves[name], x="step", y=name, height=240)
+            across = "epoch" if job.kind == "train" else "step"
+            st.line_chart(curves[name], x="step", y=name, x_label=across, height=240)
     elif not searched:
         st.info("Nothing was reported yet.", icon=":material/hourglass_empty:")
 

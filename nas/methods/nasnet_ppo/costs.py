@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import nn
 
 from nas.cost.analytic import cost
@@ -142,6 +141,8 @@ def measure_latencies(
     Returns:
         ``scale`` and ``overhead`` (in ms), neither below 0.
     """
+    from scipy.optimize import nnls  # takes long to import
+
     rng = random.Random(derive_seed(0, "nasnet-ppo", "latencies"))
     drawn = [
         space.blocks(space.sample(rng), inputs=inputs, num_classes=num_classes)
