@@ -69,19 +69,38 @@ def submit(cluster: Cluster, owner: str, candidates: int, delay_s: float) -> Job
 def kill_at_random(
     cluster: Cluster, jobs: list[Job], *, kills: int, within_s: float, seed: int
 ) -> int:
-    """Kill workers at random moments while the jobs run; return how many of them had a job."""
+    """Kill workers at random moments while the jobs run; return how many of them had a job.
+
+    A job that has evaluated nothing since its last kill is spared: one that goes on dying so
+    is put in quarantine, and rightly.
+    """
     rng = random.Random(seed)
     busy = 0
+    seen: dict[str, int] = {}
     for _ in range(kills):
         time.sleep(rng.uniform(0.1, within_s))
         states = [cluster.store.jobs.job(job.id) for job in jobs]
         if all(job.state.final for job in states):
             break
-        running = [job.worker or "" for job in states if job.state is JobState.RUNNING]
+        running = {job.worker or "": job.id for job in states if job.state is JobState.RUNNING}
         alive = cluster.alive()
-        working = [it for it in alive if any(f"-{it.pid}-" in worker for worker in running)]
-        victim = rng.choice(alive if busy or not working else working)  # at least one has a job
-        busy += victim in working
+        held = {
+            process.pid: job
+            for process in alive
+            for worker, job in running.items()
+            if f"-{process.pid}-" in worker
+        }
+        evaluated = {job: cluster.evaluated(job) for job in held.values()}
+        ready = [
+            it
+            for it in alive
+            if (job := held.get(it.pid)) is None or evaluated[job] > seen.get(job, -1)
+        ]
+        working = [it for it in ready if it.pid in held]
+        victim = rng.choice(ready if busy or not working else working)  # at least one has a job
+        if victim.pid in held:
+            busy += 1
+            seen[held[victim.pid]] = evaluated[held[victim.pid]]
         victim.kill()
         victim.wait()
         cluster.start()
@@ -166,9 +185,9 @@ def test_two_users_evaluate_every_key_once_under_fifty_kills(
         database,
         redis_url,
         tmp_path,
-        candidates=200,
+        candidates=600,
         kills=50,
-        within_s=10.0,
+        within_s=16.0,
         delay_s=0.1,
         timeout_s=3000.0,
     )
