@@ -137,8 +137,8 @@ def search(method: BossNAS, options: argparse.Namespace) -> float | None:
     spent, step = 0.0, 0
     if options.state is not None and options.state.is_file():
         saved = unpack(options.state.read_bytes())
-        if saved["terms"] != terms:
-            raise InvalidInputError(f"{options.state} is of {saved['terms']}, not of {terms}")
+        if (of := saved.get("terms")) != terms:
+            raise InvalidInputError(f"{options.state} is of {of}, not of {terms}; name another")
         method.load_state_dict(saved["method"])
         spent, step = float(saved["spent_s"]), int(saved["method"]["step"])
     started = time.perf_counter()
