@@ -443,7 +443,7 @@ def test_ctrl_c_pauses_the_job_and_says_how_to_go_on(tmp_path: Path) -> None:
         _, said = searching.communicate(timeout=60)
     finally:
         searching.kill()
-        searching.wait()
+        searching.communicate()  # closes its pipes
     assert searching.returncode == 130, said
     assert "job resume job_" in said
     assert "Traceback" not in said
