@@ -369,7 +369,7 @@ def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(tensor) for tensor in tensors]
     found = torch.autograd.grad(loss, list(tensors), allow_unused=True)
     return [
-        torch.zeros_like(tensor) if gradient is None else gradient
+        torch.zeros_like(tensor) if gradient is None else gradient.to_dense()
         for tensor, gradient in zip(tensors, found, strict=True)
     ]
 

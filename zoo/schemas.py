@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zoo import networks
-from zoo.errors import InvalidInputError, UnknownNameError
+from zoo import networks, recipes
+from zoo.errors import InvalidInputError
 from zoo.jobs import JobKind
 from zoo.names import check_alias
-from zoo.recipes import SCHEDULES, expand
+from zoo.recipes import SCHEDULES
 from zoo.spec import METRICS as METRICS
 
 
@@ -45,6 +46,16 @@ class Limit(Schema):
     def holds(self, value: float) -> bool:
         """Say whether ``value`` lies within the bound."""
         return (self.max is None or value <= self.max) and (self.min is None or value >= self.min)
+
+
+def _expanded(fields: Any, expand: Callable[[Mapping[str, object]], dict[str, object]]) -> Any:
+    """Replace names in a message's fields by what they stand for; what is no message stays."""
+    if not isinstance(fields, dict):
+        return fields
+    try:
+        return expand(fields)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
 
 
 class Recipe(Schema):
@@ -86,12 +97,7 @@ class Recipe(Schema):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        try:
-            return expand(fields)
-        except UnknownNameError as error:
-            raise ValueError(str(error)) from error
+        return _expanded(fields, recipes.expand)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -229,12 +235,7 @@ class TrainRequest(Schema):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        try:
-            return networks.expand(fields)
-        except (InvalidInputError, UnknownNameError) as error:
-            raise ValueError(str(error)) from error
+        return _expanded(fields, networks.expand)
 
     @model_validator(mode="after")
     def _check(self) -> TrainRequest:

@@ -133,10 +133,8 @@ def operations_of(
     runs = BlockRuns(recorder)
     sample = sample_layout(inputs, batch=batch)
     for architecture in _looked_at(space, samples, random.Random(derive_seed(seed, "operations"))):
-        for _ in runs.of(
-            space.blocks(architecture, inputs=inputs, num_classes=num_classes), sample
-        ):
-            pass  # the recorder is told
+        # The recorder is told of what is run.
+        runs.of(space.blocks(architecture, inputs=inputs, num_classes=num_classes), sample)
     return distinct(recorder.operations)
 
 

@@ -7,7 +7,7 @@ that runs of modules one after another add up exactly to the run of the whole (`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -168,21 +168,23 @@ class BlockRuns:
         self._memo = OperatorMemo()
         self._known: dict[tuple[str, tuple[Layout, ...]], Run] = {}
 
-    def of(self, specs: Sequence[BlockSpec], sample: Layout) -> Iterator[Run]:
-        """Yield the run of each block of a chain that starts with ``sample``.
+    def of(self, specs: Sequence[BlockSpec], sample: Layout) -> list[Run]:
+        """Return the run of each block of a chain that starts with ``sample``.
 
         Raises:
             BlockyardError: As for ``run`` and ``zoo.builders.build_chain``.
         """
         check_interfaces(specs)
         inputs: tuple[Layout, ...] = (sample,)
+        runs = []
         for spec in specs:
             found = self._known.get((spec.id, inputs))
             if found is None:
                 found = run(build(spec), inputs, self._memo, self._watch)
                 self._known[spec.id, inputs] = found
-            yield found
+            runs.append(found)
             inputs = found.passed
+        return runs
 
 
 class OperatorMemo:

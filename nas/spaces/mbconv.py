@@ -287,7 +287,7 @@ class MBConvSpace:
         return build_chain(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``: thin and small."""
+        """Draw the network for ``nas.identity``: every block one vertex."""
         return chain_graph(self.blocks(architecture, inputs=inputs, num_classes=num_classes))
 
     def _shifted(self, architecture: Architecture, at: int, shift: int) -> Architecture:

@@ -88,7 +88,7 @@ class NasBenchMacroSpace(CategoricalSpace):
         return tuple(specs)
 
     def graph(self, architecture: Architecture, *, inputs: TensorSpec, num_classes: int) -> Graph:
-        """Draw the network for ``nas.identity``: thin and small."""
+        """Draw the network for ``nas.identity``: every block one vertex."""
         specs = self.blocks(architecture, inputs=inputs, num_classes=num_classes)
         return chain_graph(specs, is_identity=_is_identity)
 

@@ -43,21 +43,6 @@ SHORT = {
 SMALL: dict[str, dict[str, Any]] = {
     "darts": {"cells": 2, "channels": 4, "nodes": 2},
     "mbconv": {"widths": [24, 40], "depths": [2, 1], "strides": [2, 2]},
-    "nats-bench-size": {"widths": [8, 16]},
-    "hybrid": {
-        "widths": [4, 8],
-        "depths": [[1, 2], [1, 2]],
-        "strides": [1, 2],
-        "multipliers": [1, 2],
-        "attention_from": 2,
-        "stem": 4,
-        "stem_stride": 1,
-        "last": 8,
-        "conv_settings": {"expand": 2},
-        "attention_settings": {"head_dim": 4, "expand": 2},
-    },
-    "hytra": {"widths": [16, 16, 8, 8], "layers": [1, 2], "stem": 4, "head_dim": 2},
-    "mbconv-se": {"widths": [4, 6], "layers": [2, 1], "strides": [1, 2], "first": 4},
     "nasnet": {"cells": 1, "reductions": 1, "channels": 4, "num_blocks": 2, "stem_channels": 4},
 }
 SPACES = [item["name"] for item in catalogue()["spaces"]]
@@ -249,7 +234,9 @@ def test_near_misses_of_modules_change_activations_in_large_values_only() -> Non
         assert not found(first, second)
 
 
-@pytest.mark.parametrize("name", ["mbconv", "nas-bench-macro", "nats-bench-size"])
+@pytest.mark.parametrize(
+    "name", ["hybrid", "hytra", "mbconv", "mbconv-se", "nas-bench-macro", "nats-bench-size"]
+)
 def test_every_choice_of_a_chain_is_seen(name: str) -> None:
     space = make_space(name, SMALL.get(name, {}))
     origin = space.sample(random.Random(0))

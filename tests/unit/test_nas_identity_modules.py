@@ -105,13 +105,14 @@ def test_attention_coded_by_hand_with_casts_to_float32_is_the_same() -> None:
     assert key(attention(2)) != key(attention(4))
 
 
-def language(tied: bool, vocabulary: int = 10) -> nn.Module:
+def language(tied: bool, vocabulary: int = 10, *, sparse: bool = False) -> nn.Module:
     def run(self: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
         hidden = self.layer(self.embed(tokens)).tanh()
         return {"logits": hidden @ (self.embed.weight if tied else self.out).T}
 
     out = nn.Parameter(torch.zeros(vocabulary, 8))
-    return Written(run, embed=nn.Embedding(vocabulary, 8), layer=nn.Linear(8, 8), out=out)
+    embed = nn.Embedding(vocabulary, 8, sparse=sparse)
+    return Written(run, embed=embed, layer=nn.Linear(8, 8), out=out)
 
 
 def language_by_hand() -> nn.Module:
@@ -126,6 +127,10 @@ def test_models_of_language_take_tokens_and_may_tie_their_weights() -> None:
     assert key(language(True), TOKENS) == key(language_by_hand(), TOKENS)
     others = [language(False), language(True, 11), language(False, 11)]
     assert len({key(model, TOKENS) for model in (language(True), *others)}) == 4
+
+
+def test_gradients_that_an_embedding_keeps_sparse_are_the_same() -> None:
+    assert key(language(False, sparse=True), TOKENS) == key(language(False), TOKENS)
 
 
 def test_one_layer_used_twice_is_not_two() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
@@ -40,9 +41,8 @@ class ServerClock:
         # One asks, the others go on with what is known: they may hold the connections.
         if self._monotonic() - then > ASK_EVERY_S and self._asking.acquire(blocking=False):
             try:
-                self._known = moment, then = self._ask()
-            except SQLAlchemyError:
-                pass  # what this thread does next meets the same failure, and says so
+                with suppress(SQLAlchemyError):  # what is done next meets it too, and says so
+                    self._known = moment, then = self._ask()
             finally:
                 self._asking.release()
         return moment + timedelta(seconds=self._monotonic() - then)
