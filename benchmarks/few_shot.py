@@ -8,9 +8,10 @@
   NAS-Bench-201 supernet to split and how, with racing over edges; baseline measures every
   edge on all batches. Same supernets, same batches (CIFAR-10 at 16 pixels if its folder is
   given, else the digits); the decisions are compared.
-- `one_by_one_vs_stacked`: seconds of processor time for the gradients of four sub-supernets
-  of NAS-Bench-201, one after the other, without the operations that each excludes; baseline
-  is `torch.func.vmap` over their stacked weights.
+- `together_vs_turns`: seconds by the clock for the gradients of four small sub-supernets of
+  NAS-Bench-201, side by side as the search trains them; baseline is one after the other, with
+  as many threads (`--cores`). `together_vs_stacked`: baseline is `torch.func.vmap` over their
+  stacked weights.
 
 With `--nasbench201` none of them is measured. Instead one supernet, the original few-shot split
 and gradient matching search NAS-Bench-201 on CIFAR-10 with equal budgets (epochs and
@@ -39,7 +40,7 @@ from typing import Any
 import report
 import torch
 from support import few_shot_nasbench201 as contest
-from support import few_shot_stacked
+from support import few_shot_together
 from support.shrunk import shrunk
 from torch import Tensor
 
@@ -50,7 +51,7 @@ from nas.methods.one_shot import OperationGradients
 from nas.plugins import MethodContext, make_method
 from nas.spaces.darts import DartsSpace
 from nas.spaces.nasbench201 import NasBench201Space
-from serving.runners.devices import local_devices
+from serving.runners.devices import local_devices, resolve
 from zoo.errors import BlockyardError
 from zoo.families.darts_operations import OPERATIONS
 
@@ -65,14 +66,16 @@ def main() -> int:
             return contest.run(options)
         gram = gram_vs_pairwise(options)
         passes = gradient_passes(options)
-        stacked = few_shot_stacked.seconds(options.channels, repeats=options.repeats)
+        torch.set_num_threads(options.cores)
+        device = resolve(options.device)
+        forms = few_shot_together.seconds(options.channels, device=device, repeats=options.repeats)
     except BlockyardError as error:
         print(f"few_shot: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print_json(gram, passes, stacked, options)
+        print_json(gram, passes, forms, options)
     else:
-        show(gram, passes, stacked)
+        show(gram, passes, forms)
     return 0
 
 
@@ -81,16 +84,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--data", type=Path, help="data folder; BLOCKYARD_DATA if omitted")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="of together_vs_turns")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="timings of gram_vs_pairwise")
     parser.add_argument("--cells", type=int, default=8, help="of the DARTS supernet")
-    parser.add_argument("--channels", type=int, default=16, help="of what is stacked")
+    parser.add_argument("--channels", type=int, default=8, help="of together_vs_turns")
     parser.add_argument("--batches", type=int, default=100, help="of gradient_passes")
     parser.add_argument("--steps", type=int, default=60, help="of training before the decision")
     parser.add_argument("--nasbench201", choices=contest.PRESETS, help="run the comparison")
     parser.add_argument("--bases", nargs="+", choices=contest.BASES, default=["rsps"])
     parser.add_argument("--methods", nargs="+", choices=contest.METHODS, default=contest.METHODS)
-    parser.add_argument("--device", default="cpu", help="e.g. cuda:0, for the comparison")
+    parser.add_argument(
+        "--device", default="cpu", help="e.g. cuda:0, for together_vs_turns and the comparison"
+    )
     parser.add_argument("--state", type=Path, help="file in which the comparison goes on")
     parser.add_argument("--minutes", type=float, default=8.0, help="of one call")
     options = parser.parse_args(arguments)
@@ -210,7 +216,7 @@ def images(options: argparse.Namespace) -> DataSet:
     return load_dataset("digits", root=None, seed=0)
 
 
-def show(gram: dict[str, Any], passes: dict[str, Any], stacked: dict[str, float]) -> None:
+def show(gram: dict[str, Any], passes: dict[str, Any], forms: dict[str, float]) -> None:
     title = (
         f"distances of {gram['operations']} gradients of {gram['weights']:,} weights in "
         f"{gram['tensors']} tensors"
@@ -240,17 +246,17 @@ def show(gram: dict[str, Any], passes: dict[str, Any], stacked: dict[str, float]
     report.print_table(
         "gradients of four sub-supernets of NAS-Bench-201",
         ("form", "s"),
-        [(name, f"{seconds:.3f}") for name, seconds in stacked.items()],
+        [(name, f"{seconds:.3f}") for name, seconds in forms.items()],
     )
 
 
 def print_json(
     gram: dict[str, Any],
     passes: dict[str, Any],
-    stacked: dict[str, float],
+    forms: dict[str, float],
     options: argparse.Namespace,
 ) -> None:
-    device = next(item for item in local_devices() if item.name == "cpu")
+    device = next(item for item in local_devices() if item.name == str(resolve(options.device)))
     runs = passes["runs"]
     raced = report.result(
         sum(run["passes"] for run in runs) / len(runs), sum(run["all"] for run in runs) / len(runs)
@@ -259,19 +265,19 @@ def print_json(
     speed = report.result(gram["gram_ms"], gram["pairwise_ms"])
     speed["ratio"] = round(gram["pairwise_ms"] / gram["gram_ms"], 4)
     raced["ratio"] = round(raced["baseline"] / raced["value"], 4)
-    turns = report.result(stacked["one by one"], stacked["stacked"])
-    turns["ratio"] = round(stacked["stacked"] / stacked["one by one"], 4)
+    against = {}
+    for key, form in (("together_vs_turns", "in turns"), ("together_vs_stacked", "stacked")):
+        against[key] = report.result(forms["together"], forms[form])
+        against[key]["ratio"] = round(forms[form] / forms["together"], 4)
     report.print_json(
         "few_shot",
         device=device.to_json(),
         versions=report.versions("blockyard", "torch"),
-        results={
-            "gram_vs_pairwise": speed,
-            "gradient_passes": raced,
-            "one_by_one_vs_stacked": turns,
-        },
+        results={"gram_vs_pairwise": speed, "gradient_passes": raced, **against},
         details={
             "threads": options.threads,
+            "cores": options.cores,
+            "channels": options.channels,
             **{key: gram[key] for key in ("operations", "weights", "tensors", "least_norm")},
             "largest_difference": gram["largest_difference"],
             "data": passes["data"],

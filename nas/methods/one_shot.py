@@ -56,6 +56,9 @@ class OneShot(Protocol):
     space: SearchSpace
 
     @property
+    def supernet(self) -> nn.Module: ...
+
+    @property
     def steps_per_epoch(self) -> int: ...
 
     def step(self) -> StepReport: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations, permutations, product
 from typing import Any
 
@@ -273,7 +274,7 @@ def test_schedules_anneal_and_freeze_as_published() -> None:
 
 def test_a_plan_names_every_step_once_and_in_order() -> None:
     schedule = Schedule(checkpoints=(0, 2), groups=(2, 3), final_epochs=1, restart=True)
-    plan = Plan(schedule, per_epoch=3, rounds=2, selection=4)
+    plan = Plan(schedule, per_epoch=3, rounds=2, selection=4, together=False)
     moments = [plan.at(step) for step in range(plan.total)]
     assert plan.total == 0 + 2 + 2 * 2 * 3 + 2 * 2 + 6 * 3 + 4
     assert [m.phase for m in moments[:3]] == ["match", "match", "train"]
@@ -281,6 +282,10 @@ def test_a_plan_names_every_step_once_and_in_order() -> None:
     assert [m.index for m in moments[-4:]] == [0, 1, 2, 3]
     with pytest.raises(ConflictError, match="is over"):
         plan.at(plan.total)
+    together = replace(plan, together=True)
+    moments = [together.at(step) for step in range(together.total)]
+    assert together.total == 0 + 2 + 2 * 3 + 2 + 3 + 4
+    assert [len(m.nets) for m in moments] == [1] * 2 + [2] * 8 + [6] * 7
 
 
 def planted(edge: int, batch: int) -> Tensor:
