@@ -33,6 +33,7 @@ def test_the_few_shot_benchmark_compares_both_forms_on_the_same_gradients() -> N
     assert set(report["results"]) == {
         "gram_vs_pairwise",
         "gradient_passes",
+        "decision_s",
         "together_vs_turns",
         "together_vs_stacked",
     }
