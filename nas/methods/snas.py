@@ -9,7 +9,7 @@ Notation (E edges of a cell, O operations):
     paper   code                     shape     meaning
     α       ArchParameters.alphas_*  (E, O)    logits of the operations
     G       noise                    (E, O)    standard Gumbel, one draw an update
-    λ       tau                                temperature, from ``tau_max`` to ``tau_min``
+    λ       temperature              ()        from ``tau_max`` to ``tau_min``, an epoch at a time
     Z       Mixture.ops              (E, O)    softmax((log p + G) / λ)
 
 A step is that of ``nas.methods.bilevel``; each of its two updates has a draw of its own.
@@ -52,8 +52,11 @@ def gumbel_softmax(
 
 
 def temperature(epoch: int, epochs: int, tau_max: float, tau_min: float) -> float:
-    """Return the temperature of ``epoch``, from 0: linear, ``tau_min`` in the last epoch."""
-    return tau_max - (tau_max - tau_min) * epoch / max(1, epochs - 1)
+    """Return the temperature of ``epoch``, from 0: linear, at ``tau_min`` after ``epochs``.
+
+    As in the few-shot code, so the last epoch is a step above ``tau_min``.
+    """
+    return (1 - epoch / epochs) * (tau_max - tau_min) + tau_min
 
 
 class GumbelParameters(ArchParameters):
@@ -99,7 +102,7 @@ class Snas(BilevelSearch):
         warmup_epochs: Epochs that train weights only.
         batch_size: Images of each part in a step.
         tau_max: Temperature of the first epoch.
-        tau_min: Temperature of the last; None takes 0.1, on the DARTS space 0.03.
+        tau_min: Where it ends, after the last; None takes 0.1, on the DARTS space 0.03.
         lr: Learning rate of the weights in the first epoch; falls along a cosine.
         lr_min: Where the cosine ends.
         momentum: Of the weights' SGD.
@@ -183,8 +186,9 @@ class Snas(BilevelSearch):
 
     def _draw(self, epoch: int, index: int, *, part: int) -> None:
         # Batches that are only measured have negative epochs: they take the present one's.
-        now = epoch if epoch >= 0 else min(self._step // self.steps_per_epoch, self.settings.epochs)
-        tau = temperature(min(now, self.settings.epochs - 1), self.settings.epochs, *self._taus)
+        epochs = self.settings.epochs
+        now = epoch if epoch >= 0 else self._step // self.steps_per_epoch
+        tau = temperature(min(now, epochs), epochs, *self._taus)
         self.arch.draw(self._generator("gumbel", epoch, index, part), tau)
 
     def _relaxed(self) -> dict[str, Mixture]:

@@ -15,7 +15,14 @@ from nas.identity import network_signature
 from nas.methods.bossnas import blockwise
 from nas.methods.bossnas.supernets.nats import CIFAR100_BLOCKS
 from nas.plugins import make_space
-from nas.spaces.hytra import BOSSNET_T0, SCALES, HytraSpace, legal_paths, published
+from nas.spaces.hytra import (
+    BOSSNET_T0,
+    SCALES,
+    HytraSpace,
+    completions,
+    legal_paths,
+    published,
+)
 from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nats_size import NatsSizeSpace
 from zoo.builders import build_chain
@@ -67,6 +74,8 @@ def test_legal_paths_are_those_that_the_rule_allows() -> None:
 
 def test_the_whole_space_has_2818103_networks() -> None:
     assert HytraSpace().size() == 2_818_103
+    begun = [SCALES[op] for op in range(6) if SCALES[op] in (2, 3)]
+    assert sum(completions(15)[15][scale] for scale in begun) == 1_703_991
 
 
 def test_the_size_of_a_small_space_is_that_of_its_enumeration() -> None:

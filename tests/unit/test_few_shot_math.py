@@ -375,8 +375,15 @@ def test_gumbel_softmax_is_that_of_log_probabilities_and_cools_to_the_maximum() 
     torch.testing.assert_close(gumbel_softmax(alphas, noise, 1e-4), hard)
     mask = torch.tensor([True, True, False, True]).expand(3, 4)
     assert torch.equal(gumbel_softmax(alphas, noise, 0.5, mask)[:, 2], torch.zeros(3))
-    assert [temperature(e, 10, 1.0, 0.1) for e in (0, 9)] == pytest.approx([1.0, 0.1])
-    assert temperature(3, 10, 1.0, 0.1) == pytest.approx(0.7)
+
+
+def test_the_temperature_falls_as_in_the_few_shot_code() -> None:
+    """There a scheduler of T epochs is at step 0 in the first one, and at T - 1 in the last."""
+    assert [temperature(e, 5, 1.0, 0.1) for e in range(6)] == pytest.approx(
+        [1.0, 0.82, 0.64, 0.46, 0.28, 0.1]
+    )
+    assert temperature(29, 30, 1.0, 0.1) == pytest.approx(0.13)
+    assert temperature(0, 1, 1.0, 0.03) == 1.0
 
 
 def test_every_partition_of_a_small_set_is_tried() -> None:

@@ -20,6 +20,7 @@ from nas.data import DataSet, load_dataset
 from nas.methods.few_shot import FewShot, GmNas
 from nas.methods.few_shot.lanes import Lanes
 from nas.methods.few_shot.matching import matching_distances
+from nas.methods.few_shot.presets import PRESETS
 from nas.methods.one_shot import Confinement, OneShot
 from nas.plugins import MethodContext, make_method
 from nas.protocols import SearchSpace
@@ -93,6 +94,30 @@ def some_mask(base: OneShot) -> Tensor:
     for edge, kept in ((edges[1], 1), (edges[-1], 2)):
         mask[edge, mask[edge].nonzero().flatten()[kept:]] = False
     return mask
+
+
+@pytest.mark.parametrize(
+    ("space", "base", "batch_size", "decay", "nesterov"),
+    [
+        (NB201, "darts", 48, 5e-4, True),
+        (NB201, "snas", 48, 5e-4, True),
+        (NB201, "rsps", 48, 1e-4, True),
+        (DARTS, "darts", 64, 3e-4, False),
+        (DARTS, "snas", 64, 3e-4, False),
+        (DARTS, "rsps", 64, 3e-4, False),
+    ],
+)
+def test_weights_are_trained_with_the_published_optimiser_of_the_space(
+    data: DataSet, space: SearchSpace, base: str, batch_size: int, decay: float, nesterov: bool
+) -> None:
+    params = PRESETS[str(space.describe()["name"]), base].base_params
+    made: Any = make_method(base, params, context(space, data))
+    found = made.settings
+    assert (found.batch_size, found.weight_decay, found.nesterov) == (batch_size, decay, nesterov)
+    assert (found.lr, found.lr_min, found.momentum, found.clip_norm) == (0.025, 0.001, 0.9, 5.0)
+    if base != "rsps":
+        assert (found.arch_lr, found.arch_weight_decay) == (3e-4, 1e-3)
+        assert (found.weight_share, found.arch_share) == (0.5, 0.5)
 
 
 def test_a_confined_base_trains_only_what_its_mask_allows(base: OneShot) -> None:

@@ -11,7 +11,12 @@ Source:
     Li et al. (2021), "BossNAS: Exploring Hybrid CNN-transformers with Block-wisely
     Self-supervised Neural Architecture Search", arXiv:2103.12424. Differs from the official
     search code: attention weights are contracted over the keys that they were normalised
-    over; queries are not scaled in place. Sizes that a stride does not divide are rounded up.
+    over; queries are not scaled in place; norm and ReLU stand before the position code, not
+    after it, and an operation has one position code for all scales that it is reached from
+    (there one each); a shortcut that changes the shape is a 1x1 convolution of the layer's
+    stride and a norm (there a ReLU follows, and it is 3x3 where it shrinks); in the first
+    layer the patch is the reduction (there a reduction follows it). Sizes that a stride
+    does not divide are rounded up.
 """
 
 from __future__ import annotations
