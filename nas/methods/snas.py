@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nas.methods.bilevel import BilevelSearch
 from nas.methods.bilevel_settings import BilevelSettings
+from nas.methods.one_shot import Confinement
 from nas.methods.proxyless.gates import gumbel
 from nas.plugins import MethodContext
 from nas.spaces.darts import DartsSpace
@@ -157,7 +158,7 @@ class Snas(BilevelSearch):
             raise InvalidInputError(
                 f"tau_min is {tau_min} and tau_max {tau_max}; they must be above 0 and ascending"
             )
-        self._taus = (tau_max, tau_min)
+        self._taus, self._cooling = (tau_max, tau_min), epochs
         settings = BilevelSettings(
             epochs=epochs,
             warmup_epochs=warmup_epochs,
@@ -184,11 +185,15 @@ class Snas(BilevelSearch):
         )
         super().__init__(context, settings)
 
+    def confine(self, terms: Confinement) -> None:
+        """Train under these terms from now on; weights and state are left as they are."""
+        self._cooling = terms.epochs if terms.cooling is None else terms.cooling
+        super().confine(terms)
+
     def _draw(self, epoch: int, index: int, *, part: int) -> None:
         # Batches that are only measured have negative epochs: they take the present one's.
-        epochs = self.settings.epochs
         now = epoch if epoch >= 0 else self._step // self.steps_per_epoch
-        tau = temperature(min(now, epochs), epochs, *self._taus)
+        tau = temperature(min(now, self._cooling), self._cooling, *self._taus)
         self.arch.draw(self._generator("gumbel", epoch, index, part), tau)
 
     def _relaxed(self) -> dict[str, Mixture]:

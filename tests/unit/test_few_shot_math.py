@@ -265,6 +265,7 @@ def test_schedules_anneal_and_freeze_as_published() -> None:
     halfway = PRESETS["nas-bench-201", "darts"].schedule
     assert [halfway.length(stage) for stage in range(3)] == [60, 60, 60]
     assert [halfway.frozen(stage) for stage in range(3)] == [True, True, False]
+    assert [halfway.cooling(stage) for stage in range(3)] == [60, 60, 30]
     assert [PRESETS["darts", "darts"].schedule.length(stage) for stage in (0, 3)] == [21, 15]
     kept = PRESETS["mbconv", "proxyless"].schedule
     assert not any(kept.frozen(stage) for stage in range(3))

@@ -29,9 +29,9 @@ class Schedule:
         final_epochs: Epochs of every sub-supernet after the last split.
         restart: Whether those start from fresh weights; until then, architecture parameters
             are frozen. Otherwise all go on from their parents' weights and optimisers.
-        fixed_schedule: Whether what restarts anneals over its own epochs; otherwise over
-            the length of the whole (and so ends half-way, as in the official code on
-            NAS-Bench-201).
+        fixed_schedule: Whether the learning rate of what restarts anneals over its own epochs;
+            otherwise over the length of the whole (and so ends half-way, as in the official
+            code on NAS-Bench-201). A temperature always falls over its own.
 
     Raises:
         InvalidInputError: The numbers do not fit each other.
@@ -80,8 +80,14 @@ class Schedule:
         return self.checkpoints[stage] - (self.checkpoints[stage - 1] if stage else 0)
 
     def length(self, stage: int) -> int:
-        """Return the epochs over which learning rate and temperature fall."""
+        """Return the epochs over which the learning rate falls."""
         if self.restart and stage == self.splits and self.fixed_schedule:
+            return self.final_epochs
+        return self.checkpoints[-1] + self.final_epochs
+
+    def cooling(self, stage: int) -> int:
+        """Return the epochs over which a temperature falls: of what restarts, its own."""
+        if self.restart and stage == self.splits:
             return self.final_epochs
         return self.checkpoints[-1] + self.final_epochs
 

@@ -341,6 +341,7 @@ class SplitSearch(abc.ABC):
         return Confinement(
             mask=mask,
             epochs=self.schedule.length(stage),
+            cooling=self.schedule.cooling(stage),
             frozen=self.schedule.frozen(stage),
             seed=self._net_seed(stage, at),
         )
