@@ -145,10 +145,8 @@ def test_a_hytra_layer_is_that_of_the_released_networks(
     stride = 2 if shrink == 2 else 1
     coded = F.conv2d(reduced, entrance.position.weight, stride=stride, padding=1, groups=4)
     inner = F.relu(entrance.norm(coded))
-    if kind == "attention":
-        mixed = body.mix(inner)
-    else:
-        mixed = F.conv2d(inner, body.mix.weight, padding=1)
+    attends = kind == "attention"
+    mixed = body.mix(inner) if attends else F.conv2d(inner, body.mix.weight, padding=1)
     inside = body.last_norm(F.conv2d(F.relu(body.mix_norm(mixed)), body.expand.weight))
     shortcut = images
     if shrink > 1:
