@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from nas import checkpoint
 from nas.pareto import front
-from nas.plugins import MethodContext, make_method, make_space, method_class
+from nas.plugins import MethodContext, check_method, make_method, make_space, method_class
 from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
 from workers.derived import limits_first
@@ -96,6 +96,7 @@ class _Search:
         self._request = request
         self._facts = facts
         self._space = make_space(request.space.name, request.space.params)
+        check_method(request.method.name, request.method.params)
         self._state = self._load()
         ledger = Ledger.of(context.store.jobs.candidates(context.job.id))
         self._scorers = {

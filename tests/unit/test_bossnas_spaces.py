@@ -235,7 +235,9 @@ def test_layers_can_be_cut_elsewhere_where_that_makes_blocks() -> None:
     for space, layers in ((macro, (4, 3)), (NatsSizeSpace(), (2, 2)), (macro, (8, 0))):
         with pytest.raises(InvalidInputError, match="layers"):
             blockwise(space, layers)
-    with pytest.raises(InvalidInputError, match="cut only as it says itself"):
+    with pytest.raises(InvalidInputError, match=r"layers is \['x'\]; give integers"):
+        blockwise(macro, ["x"])  # type: ignore[list-item]
+    with pytest.raises(InvalidInputError, match="cut only as it says itself.*leave layers out"):
         blockwise(TINY, (4,))
 
 
