@@ -344,6 +344,11 @@ def test_a_preview_says_size_cost_and_time(store: Store, worker: EmbeddedWorker)
     assert "num_params" in str(job.result["reason"])
     assert set(job.result["cost"]) >= {"flops", "num_params", "latency_ms"}  # type: ignore[arg-type]
     assert job.result["candidate_s"] > 0  # type: ignore[operator]
+    misspelt = {"method": {"name": "random", "params": {"candidate": 3}}}
+    spec = {"search": spec["search"] | misspelt}  # type: ignore[operator]
+    ended = toys.finished(store, store.jobs.submit(JobKind.PREVIEW, spec).id)
+    assert ended.reason is not None
+    assert "unknown parameter of search method 'random' 'candidate'" in ended.reason
 
 
 def test_a_profile_job_measures_a_chain_and_its_blocks_anew(
