@@ -448,6 +448,9 @@ class _Search:
                 self._advance()
         if failures and not winners:
             raise InfeasibleError(f"no winner could be made: {failures[0]}")
+        if (made := len(winners)) < (asked := self._request.winners):
+            text = f"{asked} winners were asked for; the {len(best)} best found made {made}"
+            self._session.log(text, level="warning")
         return winners
 
     def _front(self, arm: Arm) -> list[Json]:

@@ -335,6 +335,15 @@ def test_an_assembly_that_nothing_meets_names_the_nearest(
     assert "the nearest" in (ended.reason or "")
 
 
+def test_a_search_that_finds_fewer_winners_than_asked_for_says_so(
+    store: Store, worker: EmbeddedWorker
+) -> None:
+    job = submit(store, candidates=1, winners=2)
+    toys.succeeded(store, job.id)
+    told = [event.message for event in store.jobs.events(job.id) if event.level == "warning"]
+    assert told == ["2 winners were asked for; the 1 best found made 1"]
+
+
 def test_a_preview_says_size_cost_and_time(store: Store, worker: EmbeddedWorker) -> None:
     spec = {"search": toys.search(limits=[{"metric": "num_params", "max": 1}]), "samples": 8}
     job = toys.succeeded(store, store.jobs.submit(JobKind.PREVIEW, spec).id)
