@@ -7,7 +7,8 @@ A user's own one is a class in a package whose metadata registers it:
 
 The groups are ``blockyard.spaces`` (constructed ``Cls(**params)``), ``blockyard.methods``
 (``Cls(context, **params)`` with a ``MethodContext``) and ``blockyard.evaluators``
-(``Cls(context, **params)`` with a ``nas.evaluation.EvaluatorContext``).
+(``Cls(context, **params)`` with a ``nas.evaluation.EvaluatorContext``). What a user gives for a
+parameter is held to its annotated type before the class is called.
 """
 
 from __future__ import annotations
