@@ -38,7 +38,7 @@ EVALUATORS = "blockyard.evaluators"
 Fresh = Callable[[Callable[[], Architecture]], Architecture]
 """Draws proposals until it takes one, and returns that."""
 
-_LIST = ((list, tuple), "a list")
+_LIST = ((list, tuple, range), "a list")
 _MAPPING = ((Mapping,), "a mapping")
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
