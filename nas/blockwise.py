@@ -17,10 +17,14 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from torch import Tensor, nn
 
 from nas.protocols import SearchSpace
+from zoo.errors import InvalidInputError
 from zoo.spec import Architecture, BlockSpec, TensorSpec
 
 Path: TypeAlias = tuple[int, ...]
 """One choice for each layer of a block."""
+
+MOST_PATHS = 200_000
+"""Paths of a block at most: each is run, and scored with statistics of its own."""
 
 
 class SearchBlock(nn.Module, abc.ABC):
@@ -126,6 +130,19 @@ def states(cut: Blockwise) -> Iterator[tuple[int, int]]:
             for interface in interfaces
             for path in cut.paths(block, interface)
         }
+
+
+def rankable(count: int) -> None:
+    """Refuse a block of so many paths, before they are listed, if they are too many to be ranked.
+
+    Raises:
+        InvalidInputError: They are more than ``MOST_PATHS``.
+    """
+    if count > MOST_PATHS:
+        raise InvalidInputError(
+            f"a block has {count:,} paths, all of which are ranked; give it fewer layers or "
+            f"options (at most {MOST_PATHS:,} paths)"
+        )
 
 
 def all_paths(options: Sequence[int]) -> tuple[Path, ...]:

@@ -7,11 +7,13 @@ A user's own one is a class in a package whose metadata registers it:
 
 The groups are ``blockyard.spaces`` (constructed ``Cls(**params)``), ``blockyard.methods``
 (``Cls(context, **params)`` with a ``MethodContext``) and ``blockyard.evaluators``
-(``Cls(context, **params)`` with a ``nas.evaluation.EvaluatorContext``).
+(``Cls(context, **params)`` with a ``nas.evaluation.EvaluatorContext``). What a user gives for a
+parameter is held to its annotated type before the class is called.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +37,22 @@ EVALUATORS = "blockyard.evaluators"
 
 Fresh = Callable[[Callable[[], Architecture]], Architecture]
 """Draws proposals until it takes one, and returns that."""
+
+_LIST = ((list, tuple, range), "a list")
+_MAPPING = ((Mapping,), "a mapping")
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "None": ((type(None),), "none"),
+    "list": _LIST,
+    "tuple": _LIST,
+    "Sequence": _LIST,
+    "dict": _MAPPING,
+    "Mapping": _MAPPING,
+}
+"""Annotation → what a value of it is, to Python and in words."""
 
 _KINDS = {SPACES: "search space", METHODS: "search method", EVALUATORS: "evaluator"}
 
@@ -132,6 +150,16 @@ def method_class(name: str) -> type:
     return _load(METHODS, name)
 
 
+def check_method(name: str, params: Mapping[str, Any]) -> None:
+    """Check names and types of a method's parameters; its values are checked by ``make_method``.
+
+    Raises:
+        UnknownNameError: No method has the name, or the method no such parameter.
+        InvalidInputError: A parameter is missing or of another type, or the plug-in is broken.
+    """
+    _check(METHODS, name, method_class(name), params)
+
+
 def make_evaluator(
     name: str, params: Mapping[str, Any] | None, context: EvaluatorContext
 ) -> Evaluator:
@@ -147,6 +175,8 @@ def make_evaluator(
 def catalogue() -> dict[str, Json]:
     """Describe all that is registered, for ``WorkerInfo.catalogue``.
 
+    An entry has ``name``, ``summary``, ``params`` (name → default) and ``types`` (name →
+    annotation: a default of 3 does not say whether 2.5 may be given, nor null whether a list).
     A plug-in that cannot be loaded is listed with ``error`` and takes nothing down.
     """
     return {
@@ -192,13 +222,7 @@ def _load(group: str, name: str) -> type:
 
 def _construct(group: str, name: str, params: Mapping[str, Any], *context: object) -> Any:
     cls = _load(group, name)
-    legal = _parameters(group, cls)
-    for param in params:
-        if param not in legal:
-            raise UnknownNameError(f"parameter of {_KINDS[group]} {name!r}", param, legal)
-    missing = [key for key, default in legal.items() if default is ... and key not in params]
-    if missing:
-        raise InvalidInputError(f"{_KINDS[group]} {name!r} needs the parameter {missing[0]!r}")
+    _check(group, name, cls, params)
     make: Callable[..., Any] = cls
     try:
         return make(*context, **params)
@@ -210,16 +234,66 @@ def _construct(group: str, name: str, params: Mapping[str, Any], *context: objec
         ) from error
 
 
+def _check(group: str, name: str, cls: type, params: Mapping[str, Any]) -> None:
+    """Refuse parameters that ``cls`` does not have, lacks, or that are of another type."""
+    legal = _parameters(group, cls)
+    for param in params:
+        if param not in legal:
+            raise UnknownNameError(f"parameter of {_KINDS[group]} {name!r}", param, legal)
+    missing = [key for key, default in legal.items() if default is ... and key not in params]
+    if missing:
+        raise InvalidInputError(f"{_KINDS[group]} {name!r} needs the parameter {missing[0]!r}")
+    for param, value in params.items():
+        wanted = _misfit(cls, param, value)
+        if wanted is not None:
+            raise InvalidInputError(
+                f"{_KINDS[group]} {name!r}: {param} is {value!r:.100}; it must be {wanted}"
+            )
+
+
 def _parameters(group: str, cls: type) -> dict[str, Any]:
     """Return name → default (``...`` if there is none) of what a user may set."""
     skip = 0 if group == SPACES else 1
     parameters = list(inspect.signature(cls).parameters.values())[skip:]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {
+    found = {
         item.name: ... if item.default is inspect.Parameter.empty else item.default
         for item in parameters
         if item.kind not in variadic
     }
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    made = {
+        item.name: item.default_factory()
+        for item in fields
+        if item.name in found and item.default_factory is not dataclasses.MISSING
+    }
+    return found | made
+
+
+def _annotation(cls: type, param: str) -> str:
+    """Return the annotated type of a parameter as it is written, empty if there is none."""
+    annotation = inspect.signature(cls).parameters[param].annotation
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _misfit(cls: type, param: str, value: object) -> str | None:
+    """Say what a value must be that is not of its parameter's annotated type; None if it is.
+
+    Looks only as deep as a user can mistake text for a number or a switch: at numbers, texts,
+    lists and mappings as such, not at what they hold. Other annotations pass.
+    """
+    parts = _annotation(cls, param).split(" | ")
+    kinds = [_TYPES.get(part.partition("[")[0].strip()) for part in parts]
+    found = [kind for kind in kinds if kind is not None]
+    if len(found) < len(kinds) or any(_is(value, types) for types, _ in found):
+        return None
+    return " or ".join(words for _, words in found)
+
+
+def _is(value: object, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
 def _describe(group: str, name: str) -> Json:
@@ -233,6 +307,7 @@ def _describe(group: str, name: str) -> Json:
         "name": name,
         "summary": summary,
         "params": {key: _default(value) for key, value in params.items()},
+        "types": {key: _annotation(cls, key) for key in params},
     }
 
 

@@ -34,7 +34,9 @@ class Reporter(Protocol):
 
 def progress_text(job: Job) -> str:
     """Say in one line where a job stands: phase, step, message, time left."""
-    progress = job.progress
+    from zoo.jobs import JobState
+
+    progress = {} if job.state is JobState.SUCCEEDED else job.progress
     parts = [str(job.state)]
     if progress.get("phase"):
         parts.append(str(progress["phase"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from nas.plugins import check_method
 from workers.context import JobContext
 from workers.facts import load_facts
 from workers.latency import TabledLatencies, latencies_of
@@ -27,6 +28,7 @@ def run(context: JobContext) -> Mapping[str, Json]:
     """
     request = cast(PreviewRequest, parse_request(JobKind.PREVIEW, context.job.spec))
     search = request.search
+    check_method(search.method.name, search.method.params)
     device = context.target(search.device)
     if not context.owns(device):
         return context.delegate(JobKind.PREVIEW, context.job.spec, device)

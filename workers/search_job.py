@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from nas import checkpoint
 from nas.pareto import front
-from nas.plugins import MethodContext, make_method, make_space, method_class
+from nas.plugins import MethodContext, check_method, make_method, make_space, method_class
 from nas.protocols import SearchMethod, StepReport
 from workers.context import JobContext
 from workers.derived import limits_first
@@ -96,6 +96,7 @@ class _Search:
         self._request = request
         self._facts = facts
         self._space = make_space(request.space.name, request.space.params)
+        check_method(request.method.name, request.method.params)
         self._state = self._load()
         ledger = Ledger.of(context.store.jobs.candidates(context.job.id))
         self._scorers = {
@@ -447,6 +448,9 @@ class _Search:
                 self._advance()
         if failures and not winners:
             raise InfeasibleError(f"no winner could be made: {failures[0]}")
+        if (made := len(winners)) < (asked := self._request.winners):
+            text = f"{asked} winners were asked for; the {len(best)} best found made {made}"
+            self._session.log(text, level="warning")
         return winners
 
     def _front(self, arm: Arm) -> list[Json]:

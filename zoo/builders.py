@@ -136,7 +136,7 @@ def operation(op: str) -> Operation:
     raise unknown
 
 
-def placed(op: str, inputs: TensorSpec, **settings: object) -> BlockSpec:
+def placed(op: str, inputs: TensorSpec, /, **settings: object) -> BlockSpec:
     """Describe a block of ``op`` on ``inputs``.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zoo import networks, recipes
+from zoo.canonical import plain
 from zoo.errors import InvalidInputError
 from zoo.jobs import JobKind
 from zoo.names import check_alias
@@ -26,6 +27,14 @@ class Choice(Schema):
 
     name: str
     params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Choice:
+        try:
+            plain(self.params)
+        except InvalidInputError as error:
+            raise ValueError(f"a setting of {self.name!r} is no JSON: {error}") from error
+        return self
 
 
 class Limit(Schema):

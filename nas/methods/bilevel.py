@@ -262,6 +262,7 @@ class BilevelSearch(abc.ABC):
         """
         adam = self.updates.arch_optimizer.state
         return {
+            "method": self.name,
             "step": self._step,
             "supernet": _copy(self.supernet.state_dict()),
             "arch": _copy(self.arch.state_dict()),
@@ -280,12 +281,14 @@ class BilevelSearch(abc.ABC):
             InvalidInputError: ``state`` is of another space or another method.
         """
         try:
+            if state.get("method", self.name) != self.name:
+                raise ValueError(f"it is one of {state['method']}")
             self.supernet.load_state_dict(state["supernet"])
             self.arch.load_state_dict(state["arch"])
             self.updates.load_momenta(state["momenta"])
             self._load_adam(state["adam"])
             self._step = int(state["step"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"this state is not of a {self.name} search over {self.space.describe()}: {error}"
             ) from error

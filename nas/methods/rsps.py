@@ -213,9 +213,11 @@ class Rsps(BilevelSearch):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._selected = int(state["selected"])
-        kept = state["contest"]
-        self._contest = None if kept is None else Halving.from_state(kept)
+        try:
+            self._selected, kept = int(state["selected"]), state["contest"]
+            self._contest = None if kept is None else Halving.from_state(kept)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(f"this state is not of an RSPS search: {error}") from error
 
     def _fresh_contest(self) -> Halving:
         rng = random.Random(derive_seed(self._seed, "rsps", "candidates"))

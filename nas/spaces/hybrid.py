@@ -100,6 +100,12 @@ class HybridSpace(CategoricalSpace):
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        for name in ("conv_settings", "attention_settings"):
+            for setting, source in (("channels", "widths"), ("stride", "strides")):
+                if setting in getattr(self, name):
+                    raise InvalidInputError(
+                        f"{name} has {setting!r}, which follows from {source}; leave it out"
+                    )
         if self.constraint not in CONSTRAINTS:
             raise UnknownNameError("constraint of a hybrid space", self.constraint, CONSTRAINTS)
         if not count_strings(self.stages, self.constraint):
@@ -394,12 +400,13 @@ def _check_numbers(space: HybridSpace) -> None:
         count(name, getattr(space, name))
     if space.stem_stride not in (1, 2, 4):
         raise InvalidInputError(f"stem_stride is {space.stem_stride!r}; it must be 1, 2 or 4")
+    for multiple in space.multipliers:
+        if isinstance(multiple, bool) or not isinstance(multiple, int | float) or multiple <= 0:
+            raise InvalidInputError(f"multipliers has {multiple!r}; it must be a positive number")
     if len(set(space.multipliers)) < len(space.multipliers):
         raise InvalidInputError(f"multipliers are {space.multipliers}; name each once")
     for width in space.widths:
         for multiple in space.multipliers:
-            if isinstance(multiple, bool) or not isinstance(multiple, int | float) or multiple <= 0:
-                raise InvalidInputError(f"multipliers has {multiple!r}; it must be positive")
             if (count("a width", width) * multiple) % 1:
                 raise InvalidInputError(
                     f"{width} channels times {multiple:g} is no whole number; change one of them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -78,3 +79,28 @@ def test_a_policy_that_is_chosen_stands_in_the_request(reusing: tuple[str, str, 
     page.run()
     commands = [item.value for item in page.code if item.value.startswith("blockyard search run")]
     assert "--max-duplicates 3 --forget 0.1" in commands[0]
+
+
+SETTINGS = """
+import json
+import streamlit as st
+from ui.views.submit import _choice
+params = {"z": 3, "clip": 5, "batches": 100, "racing": True, "kinds": {}, "skip": None}
+types = {"z": "float", "clip": "float | None", "batches": "int", "racing": "bool"}
+types |= {"kinds": "Mapping[str, Any]", "skip": "bool | None"}
+entries = [{"name": "mine", "params": params, "types": types}]
+st.code(json.dumps(_choice("Method", entries, key="m", usual="mine")))
+"""
+
+
+def test_a_setting_may_be_whatever_its_type_allows() -> None:
+    page = AppTest.from_string(SETTINGS, default_timeout=60).run()
+    assert json.loads(page.code[0].value) == {"name": "mine"}
+    page.number_input(key="m-mine-z").set_value(2.5)
+    page.number_input(key="m-mine-batches").set_value(7)
+    page.text_input(key="m-mine-clip").set_value("")
+    page.text_input(key="m-mine-kinds").set_value('{"expand": 2}')
+    page.text_input(key="m-mine-skip").set_value("true")
+    said(page.run())
+    chosen = {"z": 2.5, "batches": 7, "clip": None, "kinds": {"expand": 2}, "skip": True}
+    assert json.loads(page.code[0].value)["params"] == chosen

@@ -335,6 +335,15 @@ def test_an_assembly_that_nothing_meets_names_the_nearest(
     assert "the nearest" in (ended.reason or "")
 
 
+def test_a_search_that_finds_fewer_winners_than_asked_for_says_so(
+    store: Store, worker: EmbeddedWorker
+) -> None:
+    job = submit(store, candidates=1, winners=2)
+    toys.succeeded(store, job.id)
+    told = [event.message for event in store.jobs.events(job.id) if event.level == "warning"]
+    assert told == ["2 winners were asked for; the 1 best found made 1"]
+
+
 def test_a_preview_says_size_cost_and_time(store: Store, worker: EmbeddedWorker) -> None:
     spec = {"search": toys.search(limits=[{"metric": "num_params", "max": 1}]), "samples": 8}
     job = toys.succeeded(store, store.jobs.submit(JobKind.PREVIEW, spec).id)
@@ -344,6 +353,11 @@ def test_a_preview_says_size_cost_and_time(store: Store, worker: EmbeddedWorker)
     assert "num_params" in str(job.result["reason"])
     assert set(job.result["cost"]) >= {"flops", "num_params", "latency_ms"}  # type: ignore[arg-type]
     assert job.result["candidate_s"] > 0  # type: ignore[operator]
+    misspelt = {"method": {"name": "random", "params": {"candidate": 3}}}
+    spec = {"search": spec["search"] | misspelt}  # type: ignore[operator]
+    ended = toys.finished(store, store.jobs.submit(JobKind.PREVIEW, spec).id)
+    assert ended.reason is not None
+    assert "unknown parameter of search method 'random' 'candidate'" in ended.reason
 
 
 def test_a_profile_job_measures_a_chain_and_its_blocks_anew(

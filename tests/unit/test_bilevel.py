@@ -296,6 +296,9 @@ def test_weights_are_updated_without_reading_a_number_back(data: DataSet) -> Non
     [
         ({"order": 3}, "order is 3"),
         ({"epochs": 2.5}, "epochs is 2.5; it must be an integer"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be at least 0"),
+        ({"weight_decay": math.nan}, "weight_decay is nan; it must be at least 0"),
+        ({"arch_weight_decay": -1.0}, "arch_weight_decay is -1.0; it must be at least 0"),
         ({"precision": "half"}, "precision is half"),
         ({"crop": "centre"}, "crop is centre; it must be one of padded, resized"),
         ({"order": 2, "precision": "bfloat16"}, "choose float32"),

@@ -146,6 +146,7 @@ def test_only_free_layers_of_equal_choice_can_be_sampled_fairly() -> None:
     assert fair_options(all_paths((3, 3))) == (3, 3)
     assert fair_options(all_paths((3, 2))) is None
     assert fair_options(legal_paths(2)) is None
+    assert fair_options([(0,) * 30, (9,) * 30]) is None  # their product is not listed
 
 
 def test_the_ensemble_target_is_the_mean_of_normalised_projections() -> None:

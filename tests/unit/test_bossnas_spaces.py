@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nas.blockwise import Blockwise, Path
+from nas.blockwise import Blockwise, Path, states
 from nas.cost.analytic import cost
 from nas.identity import network_signature
 from nas.methods.bossnas import blockwise
 from nas.methods.bossnas.supernets.nats import CIFAR100_BLOCKS
 from nas.plugins import make_space
+from nas.protocols import SearchSpace
 from nas.spaces.hytra import (
     BOSSNET_T0,
     SCALES,
@@ -280,8 +281,26 @@ def test_layers_can_be_cut_elsewhere_where_that_makes_blocks() -> None:
     for space, layers in ((macro, (4, 3)), (NatsSizeSpace(), (2, 2)), (macro, (8, 0))):
         with pytest.raises(InvalidInputError, match="layers"):
             blockwise(space, layers)
-    with pytest.raises(InvalidInputError, match="cut only as it says itself"):
+    with pytest.raises(InvalidInputError, match=r"layers is \['x'\]; give integers"):
+        blockwise(macro, ["x"])  # type: ignore[list-item]
+    with pytest.raises(InvalidInputError, match="cut only as it says itself.*leave layers out"):
         blockwise(TINY, (4,))
+
+
+@pytest.mark.parametrize(
+    ("space", "layers", "count"),
+    [
+        (make_space("mbconv-se"), (18,), "68,719,476,736"),
+        (NatsSizeSpace(widths=tuple(range(8, 28))), (5,), "3,200,000"),
+        (make_space("hytra", {"layers": [16]}), None, "1,703,991"),
+        (make_space("hybrid", {"depths": [[2, 2], [2, 3], [3, 6], [1, 40]]}), None, "6,597,069,"),
+    ],
+)
+def test_a_block_of_more_paths_than_can_be_ranked_is_refused_before_they_are_listed(
+    space: SearchSpace, layers: tuple[int, ...] | None, count: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"a block has {count}.* give it fewer layers"):
+        list(states(blockwise(space, layers)))
 
 
 def test_a_space_that_nobody_cut_is_refused() -> None:

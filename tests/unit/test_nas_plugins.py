@@ -12,6 +12,7 @@ import pytest
 from nas.plugins import (
     MethodContext,
     catalogue,
+    check_method,
     make_evaluator,
     make_method,
     make_space,
@@ -79,6 +80,31 @@ def test_a_refused_value_is_named() -> None:
         make_method("random", {"candidates": "many"}, context)
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("snas", {"augment": "no"}, "'snas': augment is 'no'; it must be true or false"),
+        ("snas", {"lr": "fast"}, "lr is 'fast'; it must be a number"),
+        ("rsps", {"lr": True}, "lr is True; it must be a number"),
+        ("bossnas", {"layers": 2}, "layers is 2; it must be a list or none"),
+        ("gm-nas", {"base_params": "x"}, "base_params is 'x'; it must be a mapping or none"),
+        ("gm-nas", {"racing": None}, "racing is None; it must be true or false"),
+        ("few-shot", {"base": 7}, "base is 7; it must be a text"),
+        ("few-shot", {"edge": 1.5}, "edge is 1.5; it must be an integer or none"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_annotation(
+    method: str, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        check_method(method, params)
+
+
+def test_what_an_annotation_allows_is_left_to_the_plug_in() -> None:
+    check_method("pc-darts-imagenet", {"arch_clip_norm": None, "lr": 1})
+    check_method("gm-nas", {"objective": 7, "checkpoints": (1, 2), "base_params": {}})
+
+
 def test_a_method_without_what_it_needs_says_so() -> None:
     with pytest.raises(InvalidInputError, match="'tpe' samples and needs an evaluator"):
         make_method("tpe", {}, MethodContext(space=SPACE))
@@ -113,6 +139,8 @@ def test_the_catalogue_is_json_and_names_every_parameter() -> None:
     assert methods["nsga2"]["params"]["candidates"] == 24
     assert "context" not in methods["nsga2"]["params"]
     assert not [item for item in methods.values() if "error" in item]
+    assert (methods["gm-nas"]["params"]["z"], methods["gm-nas"]["types"]["z"]) == (3, "float")
+    assert spaces["hybrid"]["params"]["conv_settings"] == {}
     assert {"training"} <= {item["name"] for item in listed["evaluators"]}  # type: ignore
     assert {"digits"} <= {item["name"] for item in listed["data"]}  # type: ignore
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from ui.connection import Connection
+from ui.following import progress_text
 from ui.parts import chain_graph
 from ui.views.candidate import curve_of
 from ui.views.job import curves_of
@@ -61,6 +63,17 @@ def test_the_curves_of_a_training_are_what_it_said_so_far_and_in_the_end_every_e
     }
     ended = [*running, event(3, kind="curve", arm="winner", number=0, epoch=[1, 2], loss=[2.0, 1])]
     assert curves_of(ended, "train") == {"loss": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1}]}
+
+
+def test_a_job_that_succeeded_is_no_longer_said_to_be_at_a_step() -> None:
+    progress: dict[str, Any] = {"step": 0, "total": 100, "message": "measuring its blocks"}
+    states = (JobState.RUNNING, JobState.FAILED, JobState.SUCCEEDED)
+    jobs = [replace(job("w", 5, None), state=state, progress=progress) for state in states]
+    assert [progress_text(item) for item in jobs] == [
+        "running · 0/100 · measuring its blocks",
+        "failed · 0/100 · measuring its blocks",
+        "succeeded",
+    ]
 
 
 def test_a_worker_is_busy_while_it_runs_any_job_of_the_last_hour() -> None:

@@ -152,3 +152,9 @@ def test_a_preset_stands_for_all_fields_but_those_that_are_given_with_it() -> No
     assert recipe({"epochs": 9, "lr": 1.0}, given, epochs=12) == given
     with pytest.raises(InvalidInputError, match="'pc-darts-cifar'; give a mapping"):
         recipe("pc-darts-cifar", {"lr": 0.1}, epochs=12)
+
+
+def test_a_setting_that_has_no_json_form_is_refused_and_does_not_become_null() -> None:
+    spec = SPECS[0] | {"method": {"name": "snas", "params": settings(["tau_min=NaN"])}}
+    with pytest.raises(InvalidInputError, match="setting of 'snas' is no JSON: nan"):
+        parse_request(JobKind.SEARCH, spec)

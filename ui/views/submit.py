@@ -109,24 +109,34 @@ def _choice(title: str, entries: Sequence[Entry], *, key: str, usual: str) -> di
     params = {}
     if entry.get("params"):
         with st.expander(f"Settings of {chosen}"):
+            types = entry.get("types") or {}
             for name, default in entry["params"].items():
-                setting = _setting(name, default, key=f"{key}-{chosen}-{name}")
+                kind = types.get(name, "")
+                setting = _setting(name, default, kind, key=f"{key}-{chosen}-{name}")
                 if setting != default:
                     params[name] = setting
     return {"name": chosen, "params": params} if params else {"name": chosen}
 
 
-def _setting(name: str, default: object, *, key: str) -> object:
-    """Draw a field that fits the type of a setting's default."""
-    if isinstance(default, bool):
+def _setting(name: str, default: object, kind: str, *, key: str) -> object:
+    """Draw a field that fits a setting's type; ``kind`` is that as written, or empty."""
+    optional = "None" in kind
+    if isinstance(default, bool) and not optional:
         return st.toggle(name, value=default, key=key)
-    if isinstance(default, int):
+    if isinstance(default, int | float) and not isinstance(default, bool) and not optional:
+        if kind == "float" or isinstance(default, float):
+            # A whole default is an integer in JSON, its setting none.
+            number = st.number_input(name, value=float(default), format="%g", key=key)
+            return float(number)
         return int(st.number_input(name, value=default, step=1, key=key))
-    if isinstance(default, float):
-        return float(st.number_input(name, value=default, format="%g", key=key))
-    if isinstance(default, list) and all(isinstance(item, str) for item in default):
+    if isinstance(default, list) and default and all(isinstance(item, str) for item in default):
         return st.multiselect(name, default, default=default, key=key)
-    text = st.text_input(name, value=json.dumps(default) if default is not None else "", key=key)
+    text = st.text_input(
+        name,
+        value=json.dumps(default) if default is not None else "",
+        key=key,
+        placeholder=kind or None,
+    )
     return value(text) if text else None
 
 

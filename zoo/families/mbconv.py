@@ -21,6 +21,7 @@ from zoo.builders import BlockCost, register
 from zoo.errors import IncompatibleShapeError, InvalidInputError
 from zoo.families import costs
 from zoo.families.drop_path import DropPath
+from zoo.families.interfaces import at_least_one, odd
 from zoo.spec import BlockSpec, TensorSpec
 
 KERNELS = (3, 5, 7)
@@ -183,11 +184,8 @@ def classifier_spec(inputs: TensorSpec, *, num_classes: int, dropout: float = 0.
 
 
 def _positive(*, kernel: int, **numbers: int) -> None:
-    for name, value in {"kernel": kernel, **numbers}.items():
-        if value < 1:
-            raise InvalidInputError(f"{name} is {value}; it must be at least 1")
-    if kernel % 2 == 0:
-        raise InvalidInputError(f"kernel is {kernel}; it must be odd")
+    odd(kernel=kernel)
+    at_least_one(**numbers)
 
 
 def _image(tensor: TensorSpec) -> tuple[int, int | None, int | None]:

@@ -120,7 +120,7 @@ class WorkerInfo:
     """A live worker: what it owns and what its plug-ins can do.
 
     ``catalogue`` is ``{"spaces"|"methods"|"data"|"evaluators":
-    [{"name", "summary", "params": {name: default}}, …]}``.
+    [{"name", "summary", "params": {name: default}, "types": {name: annotation}}, …]}``.
     """
 
     id: str

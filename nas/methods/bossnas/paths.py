@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
-from nas.blockwise import Path, all_paths
+from nas.blockwise import Path
 
 
 def fair_paths(options: Sequence[int], generator: torch.Generator) -> tuple[Path, ...]:
@@ -36,6 +37,7 @@ def fair_options(paths: Sequence[Path]) -> tuple[int, ...] | None:
     if len({len(path) for path in paths}) != 1:
         return None
     options = tuple(max(column) + 1 for column in zip(*paths, strict=True))
-    if len(set(options)) == 1 and set(all_paths(options)) == set(paths):
+    # All lie within the product of the options, which may be too large to be listed.
+    if len(set(options)) == 1 and prod(options) == len(set(paths)):
         return options
     return None

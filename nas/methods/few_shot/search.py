@@ -72,7 +72,8 @@ def one_shot(name: str, params: Mapping[str, Any], context: MethodContext) -> On
         UnknownNameError: There is no such method.
         InvalidInputError: It refuses its parameters, or cannot be split.
     """
-    made: Any = make_method(name, params, context)
+    splits = hasattr(method_class(name), "operation_gradients")
+    made: Any = make_method(name, params, context) if splits else None
     if not isinstance(made, OneShot):
         raise InvalidInputError(
             f"method {name!r} trains no supernet that can be split; give one that does, "
@@ -230,6 +231,7 @@ class SplitSearch(abc.ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state: every sub-supernet's, and how far decisions are."""
         return {
+            "method": type(self).__name__,
             "step": self._step,
             "together": self._together,
             "live": list(self._live),
@@ -247,6 +249,8 @@ class SplitSearch(abc.ABC):
                 sub-supernets trained in the other way.
         """
         try:
+            if state["method"] != type(self).__name__:
+                raise ValueError(f"it is one of {state['method']}")
             if state["together"] != self._together:
                 raise ValueError(f"together was {state['together']}; it is {self._together} now")
             self._nets = [_load_net(item) for item in state["nets"]]
@@ -258,7 +262,7 @@ class SplitSearch(abc.ABC):
             self._contest = None if kept is None else Halving.from_state(kept)
             self.decisions = [dict(decision) for decision in state["decisions"]]
             self._step, live = int(state["step"]), [int(at) for at in state["live"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(f"this state is not of a few-shot search: {error}") from error
         self._live = [-1] * len(self._bases)
         for at in live:

@@ -47,12 +47,14 @@ def blockwise(space: SearchSpace, layers: Sequence[int] | None = None) -> Blockw
     Raises:
         InvalidInputError: Nobody says how the space is cut, or ``layers`` do not fit it.
     """
+    if layers is not None and any(type(item) is not int or item < 1 for item in layers):
+        raise InvalidInputError(f"layers is {list(layers)}; give integers of at least 1")
     own = _OWN.get(type(space))
     if own is not None or isinstance(space, BlockwiseSpace):
         if layers is not None:
             raise InvalidInputError(
                 f"the space {space.describe()['name']!r} is cut only as it says itself, not into "
-                f"{list(layers)} layers"
+                f"{list(layers)} layers; leave layers out"
             )
         return own(space) if own is not None else cast(BlockwiseSpace, space).blockwise()
     for kind, make in _CUTS.items():

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
-from nas.blockwise import Blockwise, Path, SearchBlock, all_paths, cut
+from nas.blockwise import Blockwise, Path, SearchBlock, all_paths, cut, rankable
 from nas.spaces.mbconv import MBConvSpace
 from nas.spaces.mbconv_se import OPERATIONS as MBCONV_SE
 from nas.spaces.mbconv_se import MBConvSESpace
@@ -82,6 +83,7 @@ class FixedBlockwise(Blockwise):
 
     def paths(self, block: int, interface: int) -> tuple[Path, ...]:
         first, last = self._range(block)
+        rankable(prod(self.counts[first:last]))
         return all_paths(self.counts[first:last])
 
     def interface(self, block: int, path: Path) -> int:

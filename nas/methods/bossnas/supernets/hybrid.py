@@ -19,7 +19,7 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from nas.blockwise import Blockwise, Path, SearchBlock, cut
+from nas.blockwise import Blockwise, Path, SearchBlock, cut, rankable
 from nas.spaces.hybrid import NOTHING, HybridSpace
 from nas.spaces.hybrid_strings import (
     ASYMMETRIC,
@@ -110,6 +110,8 @@ class HybridBlockwise(Blockwise):
         memory = self._memories[interface // self._widths]
         heads = range(self._widths)
         rule = self._space.stages[block]
+        depths = range(rule.least, rule.most + 1)
+        rankable(self._widths * sum(len(rule.letters) ** depth for depth in depths))
         found = []
         for string in rule.strings():
             after = self._after(memory, string)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from nas.blockwise import Blockwise, Path, SearchBlock, cut
-from nas.spaces.hytra import KINDS, NUM_SCALES, SCALES, HytraSpace, legal_paths
+from nas.blockwise import Blockwise, Path, SearchBlock, cut, rankable
+from nas.spaces.hytra import KINDS, NUM_SCALES, SCALES, HytraSpace, completions, legal_paths
 from zoo.builders import build
 from zoo.families.hytra import Body, Entrance, Layer, head_spec, stem_spec
 from zoo.spec import Architecture, BlockSpec, TensorSpec
@@ -82,7 +82,9 @@ class HytraBlockwise(Blockwise):
         return len(self.space.layers)
 
     def paths(self, block: int, interface: int) -> tuple[Path, ...]:
-        return legal_paths(interface + 1, self.space.layers[block])
+        layers = self.space.layers[block]
+        rankable(completions(layers)[layers][interface])
+        return legal_paths(interface + 1, layers)
 
     def interface(self, block: int, path: Path) -> int:
         return SCALES[path[-1]]

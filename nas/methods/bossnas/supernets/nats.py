@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.blockwise import Blockwise, Path, SearchBlock, all_paths, cut
+from nas.blockwise import Blockwise, Path, SearchBlock, all_paths, cut, rankable
 from nas.spaces.nats_size import CELL, LAYERS, REDUCTIONS, NatsSizeSpace
 from zoo.errors import InvalidInputError
 from zoo.families.interfaces import image
@@ -161,6 +161,7 @@ class NatsBlockwise(Blockwise):
         return len(self.layers)
 
     def paths(self, block: int, interface: int) -> tuple[Path, ...]:
+        rankable(len(self.space.widths) ** self.layers[block])
         return all_paths((len(self.space.widths),) * self.layers[block])
 
     def interface(self, block: int, path: Path) -> int:
