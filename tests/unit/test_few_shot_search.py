@@ -483,7 +483,7 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         GmNas(context(DARTS, data), base_params={"fused": True}, checkpoints=[1], groups=[2])
     with pytest.raises(InvalidInputError, match="finds no edge"):
         GmNas(context(DARTS, data), checkpoints=[1], groups=[3], final_epochs=1)
-    with pytest.raises(InvalidInputError, match="evaluator"):
+    with pytest.raises(InvalidInputError, match="'random' trains no supernet that can be"):
         GmNas(context(NB201, data), base="random")
     for terms, said in (
         ({"edge_rule": "largest"}, "max-inter"),
@@ -491,6 +491,7 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         ({"objective": "sum"}, "intra"),
         ({"distance": "l1"}, "filter-cosine"),
         ({"groups": [2, 3]}, "makes 2 groups, not 3"),
+        ({"checkpoints": [1] * 6, "groups": [5] * 6}, "15,625 sub-supernets"),
         ({"batches": 0}, "batches is 0"),
         ({"candidates": 0}, "candidates is 0"),
         ({"checkpoints": [1.5, 2]}, "checkpoints has 1.5"),
@@ -520,3 +521,6 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
     other = FewShot(context(MBCONV, data), base="rsps", checkpoint=1).state_dict()
     with pytest.raises(InvalidInputError, match="its masks have shapes"):
         FewShot(context(NB201, data)).load_state_dict(other)
+    other = GmNas(context(NB201, data), base="rsps").state_dict()
+    with pytest.raises(InvalidInputError, match="it is one of GmNas"):
+        FewShot(context(NB201, data), base="rsps").load_state_dict(other)

@@ -18,6 +18,9 @@ from zoo.errors import ConflictError, InvalidInputError
 
 Phase: TypeAlias = Literal["train", "match", "select"]
 
+MOST_NETS = 128
+"""Sub-supernets at most; as published there are up to 8."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -57,6 +60,11 @@ class Schedule:
             raise InvalidInputError(f"checkpoints are {self.checkpoints}; they must ascend from 0")
         if any(groups < 2 for groups in self.groups):
             raise InvalidInputError(f"groups are {self.groups}; each must be at least 2")
+        if self.nets(self.splits) > MOST_NETS:
+            raise InvalidInputError(
+                f"groups are {self.groups}, {self.nets(self.splits):,} sub-supernets in the end, "
+                f"whose states are all kept; split fewer times or smaller (at most {MOST_NETS})"
+            )
         if type(self.final_epochs) is not int or self.final_epochs < 1:
             raise InvalidInputError(
                 f"final_epochs is {self.final_epochs!r}; it must be an integer of at least 1"
