@@ -44,6 +44,10 @@ class GraphedStep:
         known = [static.shape for static in self._inputs]
         if [given.shape for given in inputs] != known:
             return self._step(*inputs)
+        with torch.cuda.device(inputs[0].device):
+            return self._on_device(inputs)
+
+    def _on_device(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         if self._calls < WARMUP_STEPS:
             self._calls += 1
             return self._aside(inputs)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -394,24 +395,30 @@ def test_only_small_supernets_are_trained_together_unless_it_is_said(
     assert GmNas(context(NB201, data), **QUICK, together=True)._together
 
 
-def test_lanes_make_all_calls_and_pass_on_what_failed(
+def test_a_lane_keeps_its_threads_and_passes_on_what_failed(
     pytorch_threads: Callable[[int], None],
 ) -> None:
     pytorch_threads(4)
-    lanes, made = Lanes(torch.device("cpu"), 3), []
+    lanes = Lanes(torch.device("cpu"), 2)
+    matrix, both = torch.ones(300, 300), Barrier(2, timeout=60)
 
-    def call(number: int) -> int:
-        made.append((number, torch.get_num_threads()))
-        if number == 1:
+    def call(*, idle: bool = False, fail: bool = False) -> int:
+        both.wait()  # one lane must not make both calls
+        if fail:
             raise TrainerError("the loss became nan")
-        return number
+        if not idle:
+            _ = (matrix @ matrix).exp().sum()  # run in parallel
+        return torch.get_num_threads()
 
-    with pytest.raises(TrainerError, match="nan"):
-        lanes.run([partial(call, number) for number in range(3)])
-    assert sorted(made) == [(0, 1), (1, 1), (2, 1)]
+    # A lane that had nothing to compute at first must not take the number of the caller.
+    lanes.run([call, partial(call, idle=True)])
+    assert lanes.run([call, call]) == [2, 2]
     assert torch.get_num_threads() == 4
-    assert lanes.run([partial(call, number) for number in (0, 2)]) == [0, 2]
-    assert lanes.run([torch.get_num_threads]) == [4]
+    with pytest.raises(TrainerError, match="nan"):
+        lanes.run([partial(call, fail=True), call])
+    assert lanes.run([call, call]) == [2, 2]
+    assert torch.get_num_threads() == 4
+    assert Lanes(torch.device("cpu"), 1).run([torch.get_num_threads]) == [4]
 
 
 def test_the_original_split_gives_every_operation_of_one_edge_a_supernet(data: DataSet) -> None:

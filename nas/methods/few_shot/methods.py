@@ -204,7 +204,7 @@ class GmNas(SplitSearch):
         if not self._races:
             self._races = {at: self._race_of(moment.stage, at) for at in moment.nets}
         races = list(self._races.values())
-        self._lanes.run(
+        self._side_by_side(
             [
                 partial(race.round, partial(self._measure, base))
                 for race, base in zip(races, bases, strict=True)

@@ -14,8 +14,9 @@ Notation (E edges, O operations, n of them allowed on an edge):
     D       Race.mean                  (n, n)    1 - cosine of g_i, g_j, mean over batches
     Γ       Partition                            groups of an edge's operations
 
-Small sub-supernets are trained together, side by side on the device (``lanes``); of large
-ones one is on the device at a time, and the others wait as states. As one network of stacked
+Small sub-supernets are trained and measured together, side by side on the device (``lanes``;
+measuring waits for a GPU, so there only training overlaps); of large ones one is on the
+device at a time, and the others wait as states. As one network of stacked
 weights (``torch.func.vmap``) they would take longer on a CPU: convolutions become grouped
 ones, and what each mask excludes is run (``docs/benchmarks.md``).
 
@@ -41,7 +42,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ from zoo.errors import InvalidInputError
 from zoo.rng import derive_seed
 from zoo.spec import Architecture
 
+T = TypeVar("T")
 Groups = tuple[tuple[int, ...], ...]
 
 SMALL = 1_000_000
@@ -155,7 +157,7 @@ class SplitSearch(abc.ABC):
         self._make = partial(make, replace(context, data=data))
         weights = sum(weight.numel() for weight in base.supernet.parameters())
         self._together = weights <= SMALL if together is None else together
-        self._lanes = Lanes(context.device, schedule.nets(schedule.splits))
+        self._device, self._lanes = context.device, Lanes(context.device, 1)
         root = Net(mask=base.options(), pool=base.splittable(), state=None)
         for stage, groups in enumerate(schedule.groups):
             if len(root.splittable(groups)) <= stage:
@@ -305,11 +307,17 @@ class SplitSearch(abc.ABC):
 
     def _train(self, bases: Sequence[OneShot]) -> tuple[str, dict[str, float]]:
         """Train sub-supernets on a batch each; return what to report, the mean over them."""
-        reports = self._lanes.run([base.step for base in bases])
+        reports = self._side_by_side([base.step for base in bases])
         metrics = {
             name: fmean(report.metrics[name] for report in reports) for name in reports[0].metrics
         }
         return reports[0].message, metrics
+
+    def _side_by_side(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Make one call for each net of a step, at the same time."""
+        if self._lanes.count != len(calls):
+            self._lanes = Lanes(self._device, len(calls))
+        return self._lanes.run(calls)
 
     def _lane(self, at: int) -> int:
         """Return which base a sub-supernet is trained in: its own, or that of all."""
