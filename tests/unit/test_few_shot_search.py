@@ -406,8 +406,9 @@ def test_a_lane_keeps_its_threads_and_passes_on_what_failed(
         both.wait()  # one lane must not make both calls
         if fail:
             raise TrainerError("the loss became nan")
-        if not idle:
-            _ = (matrix @ matrix).exp().sum()  # run in parallel
+        if idle:
+            return 0
+        matrix.exp().sum()  # runs in parallel
         return torch.get_num_threads()
 
     # A lane that had nothing to compute at first must not take the number of the caller.
