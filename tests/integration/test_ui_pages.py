@@ -86,8 +86,9 @@ import json
 import streamlit as st
 from ui.views.submit import _choice
 params = {"z": 3, "clip": 5, "batches": 100, "racing": True, "kinds": {}, "skip": None}
+params |= {"base": "darts", "rule": "published"}
 types = {"z": "float", "clip": "float | None", "batches": "int", "racing": "bool"}
-types |= {"kinds": "Mapping[str, Any]", "skip": "bool | None"}
+types |= {"kinds": "Mapping[str, Any]", "skip": "bool | None", "base": "str", "rule": "Rule"}
 entries = [{"name": "mine", "params": params, "types": types}]
 st.code(json.dumps(_choice("Method", entries, key="m", usual="mine")))
 """
@@ -101,6 +102,9 @@ def test_a_setting_may_be_whatever_its_type_allows() -> None:
     page.text_input(key="m-mine-clip").set_value("")
     page.text_input(key="m-mine-kinds").set_value('{"expand": 2}')
     page.text_input(key="m-mine-skip").set_value("true")
+    assert page.text_input(key="m-mine-base").value == "darts"
+    page.text_input(key="m-mine-base").set_value("snas")
     said(page.run())
     chosen = {"z": 2.5, "batches": 7, "clip": None, "kinds": {"expand": 2}, "skip": True}
+    chosen |= {"base": "snas"}
     assert json.loads(page.code[0].value)["params"] == chosen

@@ -131,11 +131,9 @@ def _setting(name: str, default: object, kind: str, *, key: str) -> object:
         return int(st.number_input(name, value=default, step=1, key=key))
     if isinstance(default, list) and default and all(isinstance(item, str) for item in default):
         return st.multiselect(name, default, default=default, key=key)
+    plain = default if isinstance(default, str) else json.dumps(default)
     text = st.text_input(
-        name,
-        value=json.dumps(default) if default is not None else "",
-        key=key,
-        placeholder=kind or None,
+        name, value="" if default is None else plain, key=key, placeholder=kind or None
     )
     return value(text) if text else None
 
