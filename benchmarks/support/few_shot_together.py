@@ -1,4 +1,4 @@
-"""Gradients of four sub-supernets: in turns, side by side, as one network of stacked weights."""
+"""Four sub-supernets side by side, against in turns and against a network of stacked weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,55 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
+from nas.data import load_dataset
+from nas.methods.few_shot import GmNas
 from nas.methods.few_shot.lanes import Lanes
+from nas.plugins import MethodContext
 from nas.spaces.nasbench201 import NasBench201Space
 from nas.supernet import Mixture
 from nas.supernet_nasbench201 import KIND, NasBench201Supernet
+from support.shrunk import shrunk
+
+BATCH = 48
+IMAGES = 960
+"""Half of them train weights, half the architecture: ten steps an epoch."""
 
 GROUPS = ((0, 1), (2, 3, 4))
 EVERY = (0, 1, 2, 3, 4)
 
 
-def seconds(
-    channels: int, *, device: torch.device, batch: int = 48, repeats: int = 5
-) -> dict[str, float]:
-    """Return the least time by the clock of each form, after two splits of a supernet.
+def training_seconds(channels: int, *, device: torch.device, repeats: int) -> dict[str, float]:
+    """Return the least time by the clock of an epoch of all four, as the search trains them."""
+    data = shrunk(load_dataset("digits", root=None, seed=0), images=IMAGES, held_out=None)
+    context = MethodContext(
+        space=NasBench201Space(channels=channels, cells=1), seed=0, data=data, device=device
+    )
+    times: dict[str, list[float]] = {"together": [], "in turns": []}
+    for _ in range(1 + repeats):
+        for name, found in times.items():
+            search = GmNas(
+                context,
+                base="darts",
+                base_params={"batch_size": BATCH},
+                checkpoints=[0, 0],
+                groups=[2, 2],
+                final_epochs=1,
+                batches=1,
+                together=name == "together",
+            )
+            while len(search.masks) < 4:
+                search.step()
+            steps = search.base.steps_per_epoch * (1 if name == "together" else 4)
+            started = time.perf_counter()
+            for _ in range(steps):
+                search.step()
+            synchronise(device)
+            found.append(time.perf_counter() - started)
+    return {name: min(found[1:]) for name, found in times.items()}
+
+
+def gradient_seconds(channels: int, *, device: torch.device, repeats: int) -> dict[str, float]:
+    """Return the least time by the clock of the gradients of all four, in each form.
 
     All forms have PyTorch's present number of threads, or the GPU, for themselves.
     """
@@ -37,8 +73,8 @@ def seconds(
             ops[net, edge, list(row)] = 1 / len(row)
     ops, edges = ops.to(device), torch.ones(6, device=device)
     nets = [supernet(channels).to(device) for _ in active]
-    images = torch.randn(batch, 3, 32, 32, device=device)
-    labels = torch.randint(10, (batch,), device=device)
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
+    labels = torch.randint(10, (BATCH,), device=device)
 
     def gradients(net: nn.Module, weights: Tensor, rows: tuple[tuple[int, ...], ...]) -> None:
         mixture = Mixture(ops=weights, edges=edges, active=rows)
@@ -71,11 +107,15 @@ def seconds(
         for name, form in forms.items():
             started = time.perf_counter()
             form()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
             times[name].append(time.perf_counter() - started)
     # The first round starts threads and chooses kernels.
     return {name: min(found[1:]) for name, found in times.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def supernet(channels: int) -> nn.Module:
