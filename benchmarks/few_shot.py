@@ -8,9 +8,12 @@
   NAS-Bench-201 supernet to split and how, with racing over edges; baseline measures every
   edge on all batches. Same supernets, same batches (CIFAR-10 at 16 pixels if its folder is
   given, else the digits); the decisions are compared.
-- `one_by_one_vs_stacked`: seconds of processor time for the gradients of four sub-supernets
-  of NAS-Bench-201, one after the other, without the operations that each excludes; baseline
-  is `torch.func.vmap` over their stacked weights.
+- `decision_s`: seconds by the clock of these decisions, gradients included: the race with one
+  product a batch; baseline measures everything, pair by pair.
+- `together_vs_turns`: seconds by the clock for the gradients of four small sub-supernets of
+  NAS-Bench-201, side by side as the search trains them; baseline is one after the other, with
+  as many threads (`--cores`). `together_vs_stacked`: baseline is `torch.func.vmap` over their
+  stacked weights.
 
 With `--nasbench201` none of them is measured. Instead one supernet, the original few-shot split
 and gradient matching search NAS-Bench-201 on CIFAR-10 with equal budgets (epochs and
@@ -32,6 +35,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +43,7 @@ from typing import Any
 import report
 import torch
 from support import few_shot_nasbench201 as contest
-from support import few_shot_stacked
+from support import few_shot_together
 from support.shrunk import shrunk
 from torch import Tensor
 
@@ -50,7 +54,7 @@ from nas.methods.one_shot import OperationGradients
 from nas.plugins import MethodContext, make_method
 from nas.spaces.darts import DartsSpace
 from nas.spaces.nasbench201 import NasBench201Space
-from serving.runners.devices import local_devices
+from serving.runners.devices import local_devices, resolve
 from zoo.errors import BlockyardError
 from zoo.families.darts_operations import OPERATIONS
 
@@ -65,14 +69,16 @@ def main() -> int:
             return contest.run(options)
         gram = gram_vs_pairwise(options)
         passes = gradient_passes(options)
-        stacked = few_shot_stacked.seconds(options.channels, repeats=options.repeats)
+        torch.set_num_threads(options.cores)
+        device = resolve(options.device)
+        forms = few_shot_together.seconds(options.channels, device=device, repeats=options.repeats)
     except BlockyardError as error:
         print(f"few_shot: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print_json(gram, passes, stacked, options)
+        print_json(gram, passes, forms, options)
     else:
-        show(gram, passes, stacked)
+        show(gram, passes, forms)
     return 0
 
 
@@ -81,16 +87,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--data", type=Path, help="data folder; BLOCKYARD_DATA if omitted")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="of together_vs_turns")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="timings of gram_vs_pairwise")
     parser.add_argument("--cells", type=int, default=8, help="of the DARTS supernet")
-    parser.add_argument("--channels", type=int, default=16, help="of what is stacked")
+    parser.add_argument("--channels", type=int, default=8, help="of together_vs_turns")
     parser.add_argument("--batches", type=int, default=100, help="of gradient_passes")
     parser.add_argument("--steps", type=int, default=60, help="of training before the decision")
     parser.add_argument("--nasbench201", choices=contest.PRESETS, help="run the comparison")
     parser.add_argument("--bases", nargs="+", choices=contest.BASES, default=["rsps"])
     parser.add_argument("--methods", nargs="+", choices=contest.METHODS, default=contest.METHODS)
-    parser.add_argument("--device", default="cpu", help="e.g. cuda:0, for the comparison")
+    parser.add_argument(
+        "--device", default="cpu", help="e.g. cuda:0, for together_vs_turns and the comparison"
+    )
     parser.add_argument("--state", type=Path, help="file in which the comparison goes on")
     parser.add_argument("--minutes", type=float, default=8.0, help="of one call")
     options = parser.parse_args(arguments)
@@ -112,6 +121,18 @@ def pairwise(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
     return found
 
 
+def unflattened(found: OperationGradients) -> list[list[Tensor]]:
+    """Return the gradients as a backward pass leaves them, a tensor for each parameter."""
+    sizes = [shape.numel() for shape in found.shapes]
+    return [
+        [
+            part.clone().view(shape)
+            for part, shape in zip(row.split(sizes), found.shapes, strict=True)
+        ]
+        for row in found.rows
+    ]
+
+
 def by_gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
     """Return D by one product of the rows, the copying into rows included."""
     rows = gradients[0][0].new_empty(len(gradients), sum(g.numel() for g in gradients[0]))
@@ -130,14 +151,7 @@ def gram_vs_pairwise(options: argparse.Namespace) -> dict[str, Any]:
         MethodContext(space=space, seed=0, data=data),
     )
     found: OperationGradients = made.operation_gradients(0, 0, hard=False)
-    sizes = [shape.numel() for shape in found.shapes]
-    gradients = [
-        [
-            part.clone().view(shape)
-            for part, shape in zip(row.split(sizes), found.shapes, strict=True)
-        ]
-        for row in found.rows
-    ]
+    gradients = unflattened(found)
     times: dict[str, list[float]] = {"gram": [], "pairwise": []}
     for _ in range(options.repeats):
         for name, form in (("gram", by_gram), ("pairwise", pairwise)):
@@ -154,8 +168,8 @@ def gram_vs_pairwise(options: argparse.Namespace) -> dict[str, Any]:
         "gram_ms": median(times["gram"]),
         "pairwise_ms": median(times["pairwise"]),
         "operations": len(gradients),
-        "weights": sum(sizes),
-        "tensors": len(sizes),
+        "weights": found.rows.shape[1],
+        "tensors": len(found.shapes),
         "largest_difference": float((mine - matrix).fill_diagonal_(0).abs().max()),
         "least_norm": smallest,
     }
@@ -174,16 +188,30 @@ def gradient_passes(options: argparse.Namespace) -> dict[str, Any]:
         )
         for _ in range(options.steps):
             made.step()
-        known = {
-            (edge, batch): matching_distances(made.operation_gradients(edge, batch, hard=True).rows)
-            for batch in range(options.batches)
-            for edge in range(6)
-        }
+        known: dict[tuple[int, int], Tensor] = {}
+        ours, naive = {}, 0.0
+        for edge, batch in product(range(6), range(options.batches)):
+            started = time.perf_counter()
+            found = made.operation_gradients(edge, batch, hard=True)
+            taken = time.perf_counter()
+            known[edge, batch] = matching_distances(found.rows)
+            multiplied = time.perf_counter()
+            ours[edge, batch] = multiplied - started
+            parts = unflattened(found)
+            concatenating = time.perf_counter()
+            pairwise(parts)
+            naive += taken - started + time.perf_counter() - concatenating
         races = [decided(known, options.batches, z) for z in (math.inf, 3.0)]
         print(f"decision {seed + 1} of {options.seeds}: {races[1].passes} passes", file=sys.stderr)
         runs.append(
             {
                 "passes": races[1].passes,
+                "raced_s": sum(
+                    ours[edge, batch]
+                    for edge, measured in races[1].samples.items()
+                    for batch in range(len(measured))
+                ),
+                "naive_s": naive,
                 "all": races[0].passes,
                 "same": races[0].result() == races[1].result(),
                 "decision": races[0].result(),
@@ -210,7 +238,7 @@ def images(options: argparse.Namespace) -> DataSet:
     return load_dataset("digits", root=None, seed=0)
 
 
-def show(gram: dict[str, Any], passes: dict[str, Any], stacked: dict[str, float]) -> None:
+def show(gram: dict[str, Any], passes: dict[str, Any], forms: dict[str, float]) -> None:
     title = (
         f"distances of {gram['operations']} gradients of {gram['weights']:,} weights in "
         f"{gram['tensors']} tensors"
@@ -224,12 +252,14 @@ def show(gram: dict[str, Any], passes: dict[str, Any], stacked: dict[str, float]
     print(f"  largest difference {gram['largest_difference']:.1e}")
     report.print_table(
         f"gradient passes of one decision on NAS-Bench-201, {passes['data']}",
-        ("seed", "race", "all", "edge and groups", "same decision"),
+        ("seed", "race", "all", "race s", "all s", "edge and groups", "same decision"),
         [
             (
                 seed,
                 run["passes"],
                 run["all"],
+                f"{run['raced_s']:.1f}",
+                f"{run['naive_s']:.1f}",
                 run["decision"],
                 "yes" if run["same"] else run["raced"],
             )
@@ -240,17 +270,17 @@ def show(gram: dict[str, Any], passes: dict[str, Any], stacked: dict[str, float]
     report.print_table(
         "gradients of four sub-supernets of NAS-Bench-201",
         ("form", "s"),
-        [(name, f"{seconds:.3f}") for name, seconds in stacked.items()],
+        [(name, f"{seconds:.3f}") for name, seconds in forms.items()],
     )
 
 
 def print_json(
     gram: dict[str, Any],
     passes: dict[str, Any],
-    stacked: dict[str, float],
+    forms: dict[str, float],
     options: argparse.Namespace,
 ) -> None:
-    device = next(item for item in local_devices() if item.name == "cpu")
+    device = next(item for item in local_devices() if item.name == str(resolve(options.device)))
     runs = passes["runs"]
     raced = report.result(
         sum(run["passes"] for run in runs) / len(runs), sum(run["all"] for run in runs) / len(runs)
@@ -259,19 +289,24 @@ def print_json(
     speed = report.result(gram["gram_ms"], gram["pairwise_ms"])
     speed["ratio"] = round(gram["pairwise_ms"] / gram["gram_ms"], 4)
     raced["ratio"] = round(raced["baseline"] / raced["value"], 4)
-    turns = report.result(stacked["one by one"], stacked["stacked"])
-    turns["ratio"] = round(stacked["stacked"] / stacked["one by one"], 4)
+    seconds = report.result(
+        sum(run["raced_s"] for run in runs) / len(runs),
+        sum(run["naive_s"] for run in runs) / len(runs),
+    )
+    seconds["ratio"] = round(seconds["baseline"] / seconds["value"], 4)
+    against = {"decision_s": seconds}
+    for key, form in (("together_vs_turns", "in turns"), ("together_vs_stacked", "stacked")):
+        against[key] = report.result(forms["together"], forms[form])
+        against[key]["ratio"] = round(forms[form] / forms["together"], 4)
     report.print_json(
         "few_shot",
         device=device.to_json(),
         versions=report.versions("blockyard", "torch"),
-        results={
-            "gram_vs_pairwise": speed,
-            "gradient_passes": raced,
-            "one_by_one_vs_stacked": turns,
-        },
+        results={"gram_vs_pairwise": speed, "gradient_passes": raced, **against},
         details={
             "threads": options.threads,
+            "cores": options.cores,
+            "channels": options.channels,
             **{key: gram[key] for key in ("operations", "weights", "tensors", "least_norm")},
             "largest_difference": gram["largest_difference"],
             "data": passes["data"],

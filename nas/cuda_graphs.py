@@ -51,7 +51,11 @@ class GraphedStep:
             static.copy_(given)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Where replays run side by side, each on a stream of its own, it is captured there:
+            # graphs captured on one stream share its cuBLAS workspace.
+            present = torch.cuda.current_stream()
+            own = None if present == torch.cuda.default_stream() else present
+            with torch.cuda.graph(self._graph, stream=own):
                 self._measured = self._step(*self._inputs)
         self._graph.replay()
         return self._measured

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidInputError("--nasbench201 needs --state FILE, in which it can go on")
     preset = PRESETS[options.nasbench201]
     deadline = time.monotonic() + 60 * options.minutes
-    terms = {"preset": options.nasbench201, "version": 2}
+    terms = {"preset": options.nasbench201, "version": 3}
     state: dict[str, Any] = {"terms": terms, "runs": {}}
     if options.state.exists():
         state = unpack(options.state.read_bytes())

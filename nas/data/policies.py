@@ -6,11 +6,15 @@ Source:
 
 from __future__ import annotations
 
+from threading import Lock
+
 import torch
 from torch import Tensor
 
 from zoo.compat import declare_torchvision_operators
 from zoo.errors import EnvironmentUnfitError, InvalidInputError
+
+_GENERATOR = Lock()
 
 
 def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,7 +44,7 @@ def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
         ) from error
     policy = AutoAugment(AutoAugmentPolicy.CIFAR10)
     seed = int(torch.randint(2**62, (), generator=generator))
-    # torchvision draws from the process's generator on the CPU.
-    with torch.random.fork_rng(devices=[]):
+    # torchvision draws from the process's generator on the CPU, which threads share.
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return torch.stack([policy(image) for image in images])

@@ -26,7 +26,8 @@ class Confinement:
 
     Attributes:
         mask: Boolean ``(edges, operations)``: what it may use.
-        epochs: Length of its schedules (learning rate, temperature); training may end earlier.
+        epochs: Length of the learning rate's schedule; training may end earlier.
+        cooling: Length of the temperature's; None is ``epochs``.
         frozen: Whether the architecture parameters stay as they are.
         seed: Determines start, orders and draws.
     """
@@ -35,6 +36,7 @@ class Confinement:
     epochs: int
     frozen: bool
     seed: int
+    cooling: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class OneShot(Protocol):
     """A search by one supernet that can be split; also a ``nas.protocols.SearchMethod``."""
 
     space: SearchSpace
+
+    @property
+    def supernet(self) -> nn.Module: ...
 
     @property
     def steps_per_epoch(self) -> int: ...

@@ -9,7 +9,7 @@ Notation (E edges of a cell, O operations):
     paper   code                     shape     meaning
     α       ArchParameters.alphas_*  (E, O)    logits of the operations
     G       noise                    (E, O)    standard Gumbel, one draw an update
-    λ       tau                                temperature, from ``tau_max`` to ``tau_min``
+    λ       temperature              ()        from ``tau_max`` to ``tau_min``, an epoch at a time
     Z       Mixture.ops              (E, O)    softmax((log p + G) / λ)
 
 A step is that of ``nas.methods.bilevel``; each of its two updates has a draw of its own.
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nas.methods.bilevel import BilevelSearch
 from nas.methods.bilevel_settings import BilevelSettings
+from nas.methods.one_shot import Confinement
 from nas.methods.proxyless.gates import gumbel
 from nas.plugins import MethodContext
 from nas.spaces.darts import DartsSpace
@@ -52,8 +53,11 @@ def gumbel_softmax(
 
 
 def temperature(epoch: int, epochs: int, tau_max: float, tau_min: float) -> float:
-    """Return the temperature of ``epoch``, from 0: linear, ``tau_min`` in the last epoch."""
-    return tau_max - (tau_max - tau_min) * epoch / max(1, epochs - 1)
+    """Return the temperature of ``epoch``, from 0: linear, at ``tau_min`` after ``epochs``.
+
+    As in the few-shot code, so the last epoch is a step above ``tau_min``.
+    """
+    return (1 - epoch / epochs) * (tau_max - tau_min) + tau_min
 
 
 class GumbelParameters(ArchParameters):
@@ -99,7 +103,7 @@ class Snas(BilevelSearch):
         warmup_epochs: Epochs that train weights only.
         batch_size: Images of each part in a step.
         tau_max: Temperature of the first epoch.
-        tau_min: Temperature of the last; None takes 0.1, on the DARTS space 0.03.
+        tau_min: Where it ends, after the last; None takes 0.1, on the DARTS space 0.03.
         lr: Learning rate of the weights in the first epoch; falls along a cosine.
         lr_min: Where the cosine ends.
         momentum: Of the weights' SGD.
@@ -154,7 +158,7 @@ class Snas(BilevelSearch):
             raise InvalidInputError(
                 f"tau_min is {tau_min} and tau_max {tau_max}; they must be above 0 and ascending"
             )
-        self._taus = (tau_max, tau_min)
+        self._taus, self._cooling = (tau_max, tau_min), epochs
         settings = BilevelSettings(
             epochs=epochs,
             warmup_epochs=warmup_epochs,
@@ -181,10 +185,15 @@ class Snas(BilevelSearch):
         )
         super().__init__(context, settings)
 
+    def confine(self, terms: Confinement) -> None:
+        """Train under these terms from now on; weights and state are left as they are."""
+        self._cooling = terms.epochs if terms.cooling is None else terms.cooling
+        super().confine(terms)
+
     def _draw(self, epoch: int, index: int, *, part: int) -> None:
         # Batches that are only measured have negative epochs: they take the present one's.
-        now = epoch if epoch >= 0 else min(self._step // self.steps_per_epoch, self.settings.epochs)
-        tau = temperature(min(now, self.settings.epochs - 1), self.settings.epochs, *self._taus)
+        now = epoch if epoch >= 0 else self._step // self.steps_per_epoch
+        tau = temperature(min(now, self._cooling), self._cooling, *self._taus)
         self.arch.draw(self._generator("gumbel", epoch, index, part), tau)
 
     def _relaxed(self) -> dict[str, Mixture]:

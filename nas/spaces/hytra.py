@@ -15,7 +15,7 @@ layer may have any scale. The string form is the codes, blocks apart by bars:
 ``5433|3230|0010|0000`` (BossNet-T0).
 
 A block is searched over ``legal_paths(k)``, where k - 1 is the index of the scale before it
-(4 before the first block): its first layer keeps that scale or goes down by one. The first
+(k is 4 for the first block): its first layer keeps that scale or goes down by one. The first
 block's paths so begin at 1/4 or 1/8, as those of the official search; the space has also the
 networks that begin at 1/16 or 1/32.
 

@@ -11,9 +11,11 @@ import torch
 from nas.checkpoint import pack, unpack
 from nas.cuda_graphs import WARMUP_STEPS, GraphedStep
 from nas.data import DataSet, load_dataset
+from nas.methods.few_shot import GmNas
 from nas.methods.pc_darts import PCDarts
 from nas.plugins import MethodContext
 from nas.spaces.darts import DartsSpace
+from nas.spaces.nasbench201 import NasBench201Space
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,6 +64,27 @@ def test_a_search_learns_in_bfloat16_and_goes_on_from_a_checkpoint(data: DataSet
     assert report.metrics["loss"] < first.metrics["loss"]
     assert all(value.dtype == torch.float32 for value in resumed.supernet.parameters())
     resumed.best(2)
+
+
+@pytest.mark.parametrize(("base", "params"), [("darts", {"precision": "float32"}), ("rsps", {})])
+def test_trained_together_sub_supernets_come_out_as_in_turns(
+    data: DataSet, base: str, params: dict[str, Any]
+) -> None:
+    space = NasBench201Space(channels=4, cells=1)
+    context = MethodContext(space=space, seed=1, data=data, device=torch.device("cuda"))
+    terms: dict[str, Any] = {
+        "base": base, "checkpoints": [1], "groups": [2], "final_epochs": 1, "restart": True,
+        "batches": 1, "candidates": 1, "base_params": params | {"batch_size": 128},
+    }  # fmt: skip
+    beside, alone = (GmNas(context, **terms, together=together) for together in (True, False))
+    for search in (beside, alone):
+        while search.step().metrics.get("held_out_accuracy") is None:
+            pass
+    assert beside.decisions == alone.decisions
+    for ours, theirs in zip(beside.state_dict()["nets"], alone.state_dict()["nets"], strict=True):
+        for name, value in theirs["state"]["supernet"].items():
+            found = ours["state"]["supernet"][name].cpu()
+            torch.testing.assert_close(found, value.cpu(), rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_nothing_waits_for_the_device_between_reports(data: DataSet) -> None:

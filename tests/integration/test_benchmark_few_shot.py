@@ -33,7 +33,9 @@ def test_the_few_shot_benchmark_compares_both_forms_on_the_same_gradients() -> N
     assert set(report["results"]) == {
         "gram_vs_pairwise",
         "gradient_passes",
-        "one_by_one_vs_stacked",
+        "decision_s",
+        "together_vs_turns",
+        "together_vs_stacked",
     }
     assert report["details"]["operations"] == 7
     assert report["details"]["largest_difference"] < 1e-3

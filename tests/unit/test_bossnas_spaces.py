@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from nas.blockwise import Blockwise, Path
@@ -15,10 +17,17 @@ from nas.identity import network_signature
 from nas.methods.bossnas import blockwise
 from nas.methods.bossnas.supernets.nats import CIFAR100_BLOCKS
 from nas.plugins import make_space
-from nas.spaces.hytra import BOSSNET_T0, SCALES, HytraSpace, legal_paths, published
+from nas.spaces.hytra import (
+    BOSSNET_T0,
+    SCALES,
+    HytraSpace,
+    completions,
+    legal_paths,
+    published,
+)
 from nas.spaces.mbconv_se import MBConvSESpace
 from nas.spaces.nats_size import NatsSizeSpace
-from zoo.builders import build_chain
+from zoo.builders import build, build_chain
 from zoo.errors import InvalidInputError
 from zoo.families.hytra import SelfAttention, attention, layer_spec
 from zoo.spec import TensorSpec
@@ -67,6 +76,8 @@ def test_legal_paths_are_those_that_the_rule_allows() -> None:
 
 def test_the_whole_space_has_2818103_networks() -> None:
     assert HytraSpace().size() == 2_818_103
+    begun = [SCALES[op] for op in range(6) if SCALES[op] in (2, 3)]
+    assert sum(completions(15)[15][scale] for scale in begun) == 1_703_991
 
 
 def test_the_size_of_a_small_space_is_that_of_its_enumeration() -> None:
@@ -108,6 +119,42 @@ def test_attention_is_scaled_dot_product_attention() -> None:
     q, k, v = (part.reshape(2, 3, 4, 6).mT for part in layer.qkv(x).chunk(3, dim=1))
     expected = F.scaled_dot_product_attention(q, k, v).mT.reshape(2, 12, 2, 3)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["attention", "convolution"])
+@pytest.mark.parametrize(("shrink", "patch"), [(1, False), (2, False), (4, True)])
+def test_a_hytra_layer_is_that_of_the_released_networks(
+    kind: str, shrink: int, patch: bool
+) -> None:
+    spec = layer_spec(
+        TensorSpec(shape=(16 if shrink == 1 else 8, 8, 8)),
+        channels=16, kind=kind, shrink=shrink, patch=patch, head_dim=2,
+    )  # fmt: skip
+    layer: Any = build(spec).double().eval()
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(value, 0.5, 2)
+    images = torch.randn(2, *spec.inputs[0].shape, dtype=torch.float64)
+    entrance, body = layer.entrance, layer.body
+    given = images
+    if patch:
+        dense = F.conv2d(images, entrance.reduce.depthwise.weight, stride=4, groups=8)
+        given = entrance.reduce.norm(F.conv2d(dense, entrance.reduce.pointwise.weight))
+    reduced = given if patch else F.conv2d(images, entrance.reduce.weight)
+    stride = 2 if shrink == 2 else 1
+    coded = F.conv2d(reduced, entrance.position.weight, stride=stride, padding=1, groups=4)
+    inner = F.relu(entrance.norm(coded))
+    if kind == "attention":
+        mixed = body.mix(inner)
+    else:
+        mixed = F.conv2d(inner, body.mix.weight, padding=1)
+    inside = body.last_norm(F.conv2d(F.relu(body.mix_norm(mixed)), body.expand.weight))
+    shortcut = images
+    if shrink > 1:
+        pooled = F.avg_pool2d(given, 2) if stride == 2 else given
+        shortcut = entrance.project[2](F.conv2d(pooled, entrance.project[1].weight))
+    torch.testing.assert_close(layer(images), F.relu(inside + shortcut))
 
 
 def test_wrong_hytra_settings_are_refused_with_the_value() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations, permutations, product
 from typing import Any
 
@@ -264,6 +265,7 @@ def test_schedules_anneal_and_freeze_as_published() -> None:
     halfway = PRESETS["nas-bench-201", "darts"].schedule
     assert [halfway.length(stage) for stage in range(3)] == [60, 60, 60]
     assert [halfway.frozen(stage) for stage in range(3)] == [True, True, False]
+    assert [halfway.cooling(stage) for stage in range(3)] == [60, 60, 30]
     assert [PRESETS["darts", "darts"].schedule.length(stage) for stage in (0, 3)] == [21, 15]
     kept = PRESETS["mbconv", "proxyless"].schedule
     assert not any(kept.frozen(stage) for stage in range(3))
@@ -273,7 +275,7 @@ def test_schedules_anneal_and_freeze_as_published() -> None:
 
 def test_a_plan_names_every_step_once_and_in_order() -> None:
     schedule = Schedule(checkpoints=(0, 2), groups=(2, 3), final_epochs=1, restart=True)
-    plan = Plan(schedule, per_epoch=3, rounds=2, selection=4)
+    plan = Plan(schedule, per_epoch=3, rounds=2, selection=4, together=False)
     moments = [plan.at(step) for step in range(plan.total)]
     assert plan.total == 0 + 2 + 2 * 2 * 3 + 2 * 2 + 6 * 3 + 4
     assert [m.phase for m in moments[:3]] == ["match", "match", "train"]
@@ -281,6 +283,10 @@ def test_a_plan_names_every_step_once_and_in_order() -> None:
     assert [m.index for m in moments[-4:]] == [0, 1, 2, 3]
     with pytest.raises(ConflictError, match="is over"):
         plan.at(plan.total)
+    together = replace(plan, together=True)
+    moments = [together.at(step) for step in range(together.total)]
+    assert together.total == 0 + 2 + 2 * 3 + 2 + 3 + 4
+    assert [len(m.nets) for m in moments] == [1] * 2 + [2] * 8 + [6] * 7
 
 
 def planted(edge: int, batch: int) -> Tensor:
@@ -370,8 +376,15 @@ def test_gumbel_softmax_is_that_of_log_probabilities_and_cools_to_the_maximum() 
     torch.testing.assert_close(gumbel_softmax(alphas, noise, 1e-4), hard)
     mask = torch.tensor([True, True, False, True]).expand(3, 4)
     assert torch.equal(gumbel_softmax(alphas, noise, 0.5, mask)[:, 2], torch.zeros(3))
-    assert [temperature(e, 10, 1.0, 0.1) for e in (0, 9)] == pytest.approx([1.0, 0.1])
-    assert temperature(3, 10, 1.0, 0.1) == pytest.approx(0.7)
+
+
+def test_the_temperature_falls_as_in_the_few_shot_code() -> None:
+    """There a scheduler of T epochs is at step 0 in the first one, and at T - 1 in the last."""
+    assert [temperature(e, 5, 1.0, 0.1) for e in range(6)] == pytest.approx(
+        [1.0, 0.82, 0.64, 0.46, 0.28, 0.1]
+    )
+    assert temperature(29, 30, 1.0, 0.1) == pytest.approx(0.13)
+    assert temperature(0, 1, 1.0, 0.03) == 1.0
 
 
 def test_every_partition_of_a_small_set_is_tried() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -13,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.checkpoint import pack
 from nas.data import DataSet, load_dataset
 from nas.methods.few_shot import FewShot, GmNas
+from nas.methods.few_shot.lanes import Lanes
 from nas.methods.few_shot.matching import matching_distances
+from nas.methods.few_shot.presets import PRESETS
 from nas.methods.one_shot import Confinement, OneShot
 from nas.plugins import MethodContext, make_method
 from nas.protocols import SearchSpace
@@ -26,7 +31,7 @@ from nas.spaces.nats_size import NatsSizeSpace
 from nas.supernet import Mixture
 from nas.supernet_elastic import ElasticSupernet
 from nas.supernet_nasbench201 import KIND, NasBench201Supernet, SearchCell
-from zoo.errors import InvalidInputError
+from zoo.errors import InvalidInputError, TrainerError
 from zoo.families.nasbench201 import EDGES, OPERATIONS, Cell
 from zoo.spec import TensorSpec
 
@@ -49,6 +54,14 @@ BASES: dict[str, tuple[SearchSpace, str, dict[str, Any]]] = {
     "snas with elastic kernels": (MBCONV, "snas", {}),
     "proxyless": (MBCONV, "proxyless", {"warmup_epochs": 1, "loss": "none", "arch_every": 1}),
 }
+
+
+@pytest.fixture
+def pytorch_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of PyTorch's threads; it is put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,30 @@ def some_mask(base: OneShot) -> Tensor:
     for edge, kept in ((edges[1], 1), (edges[-1], 2)):
         mask[edge, mask[edge].nonzero().flatten()[kept:]] = False
     return mask
+
+
+@pytest.mark.parametrize(
+    ("space", "base", "batch_size", "decay", "nesterov"),
+    [
+        (NB201, "darts", 48, 5e-4, True),
+        (NB201, "snas", 48, 5e-4, True),
+        (NB201, "rsps", 48, 1e-4, True),
+        (DARTS, "darts", 64, 3e-4, False),
+        (DARTS, "snas", 64, 3e-4, False),
+        (DARTS, "rsps", 64, 3e-4, False),
+    ],
+)
+def test_weights_are_trained_with_the_published_optimiser_of_the_space(
+    data: DataSet, space: SearchSpace, base: str, batch_size: int, decay: float, nesterov: bool
+) -> None:
+    params = PRESETS[str(space.describe()["name"]), base].base_params
+    made: Any = make_method(base, params, context(space, data))
+    found = made.settings
+    assert (found.batch_size, found.weight_decay, found.nesterov) == (batch_size, decay, nesterov)
+    assert (found.lr, found.lr_min, found.momentum, found.clip_norm) == (0.025, 0.001, 0.9, 5.0)
+    if base != "rsps":
+        assert (found.arch_lr, found.arch_weight_decay) == (3e-4, 1e-3)
+        assert (found.weight_share, found.arch_share) == (0.5, 0.5)
 
 
 def test_a_confined_base_trains_only_what_its_mask_allows(base: OneShot) -> None:
@@ -317,6 +354,66 @@ def test_without_a_restart_the_final_nets_go_on(data: DataSet) -> None:
     assert not torch.equal(search._nets[0].state["arch"]["alphas_cell"], start)
 
 
+@pytest.mark.parametrize("name", ["snas with elastic kernels", "proxyless"])
+def test_trained_together_every_net_comes_out_as_alone(
+    data: DataSet, name: str, pytorch_threads: Callable[[int], None]
+) -> None:
+    space, base, params = BASES[name]
+    terms = QUICK | {
+        "base": base,
+        "base_params": params | {"batch_size": 24},
+        "checkpoints": [1, 2],
+    }
+    pytorch_threads(2)  # one on each of two lanes, as many as every net has in turns
+    together = GmNas(context(space, data), **terms)
+    pytorch_threads(1)
+    in_turns = GmNas(context(space, data), **terms, together=False)
+    advance(in_turns, "select", 2)
+    advance(together, "train", 1)
+    assert together.step().message.startswith("sub-supernets 1 to 2 of 2: ")
+    advance(together, "select", 2)
+    assert in_turns.total - together.total == 4 * together.base.steps_per_epoch + 1
+    assert in_turns.decisions == together.decisions
+    alone, beside = (search.state_dict()["nets"] for search in (in_turns, together))
+    assert len({pack(net) for net in alone}) == 4
+    assert [pack(net) for net in beside] == [pack(net) for net in alone]
+    for search in (in_turns, together):
+        while search._step < search.total:
+            search.step()
+    assert together.best(3) == in_turns.best(3)
+    with pytest.raises(InvalidInputError, match="together was True; it is False now"):
+        in_turns.load_state_dict(together.state_dict())
+
+
+def test_only_small_supernets_are_trained_together_unless_it_is_said(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert GmNas(context(NB201, data), **QUICK)._together
+    monkeypatch.setattr("nas.methods.few_shot.search.SMALL", 1000)
+    assert not GmNas(context(NB201, data), **QUICK)._together
+    assert GmNas(context(NB201, data), **QUICK, together=True)._together
+
+
+def test_lanes_make_all_calls_and_pass_on_what_failed(
+    pytorch_threads: Callable[[int], None],
+) -> None:
+    pytorch_threads(4)
+    lanes, made = Lanes(torch.device("cpu"), 3), []
+
+    def call(number: int) -> int:
+        made.append((number, torch.get_num_threads()))
+        if number == 1:
+            raise TrainerError("the loss became nan")
+        return number
+
+    with pytest.raises(TrainerError, match="nan"):
+        lanes.run([partial(call, number) for number in range(3)])
+    assert sorted(made) == [(0, 1), (1, 1), (2, 1)]
+    assert torch.get_num_threads() == 4
+    assert lanes.run([partial(call, number) for number in (0, 2)]) == [0, 2]
+    assert lanes.run([torch.get_num_threads]) == [4]
+
+
 def test_the_original_split_gives_every_operation_of_one_edge_a_supernet(data: DataSet) -> None:
     search = FewShot(
         context(NB201, data), base="rsps", edge=3, checkpoint=1, final_epochs=1,
@@ -401,6 +498,7 @@ def test_what_cannot_be_split_is_refused(data: DataSet) -> None:
         ({"final_epochs": 1.5}, "final_epochs is 1.5"),
         ({"batches": 2.5}, "batches is 2.5"),
         ({"racing": "no"}, "racing is 'no'"),
+        ({"together": "no"}, "together is 'no'"),
     ):
         with pytest.raises(InvalidInputError, match=said):
             GmNas(context(NB201, data), **terms)

@@ -5,13 +5,18 @@ bottleneck: a 1x1 reduction to a quarter of its width, one depthwise 3x3 convolu
 both the position code and, with stride 2, the down-sampling, then a 3x3 convolution or
 multi-head self-attention over all pixels, then a 1x1 expansion, added to a shortcut. The
 first layer after the stem may skip scales: its reduction begins with a depthwise
-convolution whose kernel and stride are 2, 4 or 8 (``patch``).
+convolution whose kernel and stride are 2, 4 or 8, and its shortcut is of the reduced image
+(``patch``).
 
 Source:
     Li et al. (2021), "BossNAS: Exploring Hybrid CNN-transformers with Block-wisely
     Self-supervised Neural Architecture Search", arXiv:2103.12424. Differs from the official
     search code: attention weights are contracted over the keys that they were normalised
-    over; queries are not scaled in place. Sizes that a stride does not divide are rounded up.
+    over; queries are not scaled in place; a layer is that of the released networks: a shortcut
+    that changes the shape is average pooling where it shrinks, a 1x1 convolution and a norm
+    (there a convolution, 3x3 with stride 2 where it shrinks, norm and ReLU), and in the first
+    layer no second reduction follows the patch. No convolution before a norm has a bias.
+    Sizes that a stride does not divide are rounded up.
 """
 
 from __future__ import annotations
@@ -101,25 +106,28 @@ class Entrance(nn.Module):
     def __init__(self, in_chans: int, channels: int, *, shrink: int, patch: bool) -> None:
         super().__init__()
         hidden = channels // BOTTLENECK
-        self.stride = 1 if patch else shrink
-        self.shrink = shrink
+        self.patch = patch
         self.reduce: nn.Module = (
-            Patch(in_chans, hidden, shrink)
-            if patch
-            else nn.Sequential(nn.Conv2d(in_chans, hidden, 1, bias=False), nn.BatchNorm2d(hidden))
+            Patch(in_chans, hidden, shrink) if patch else nn.Conv2d(in_chans, hidden, 1, bias=False)
         )
+        if patch:
+            in_chans, shrink = hidden, 1
+        self.position = nn.Conv2d(hidden, hidden, 3, shrink, 1, groups=hidden, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
         self.project: nn.Module | None = None
-        if patch or shrink > 1 or in_chans != channels:
+        if shrink > 1 or in_chans != channels:
             self.project = nn.Sequential(
-                nn.Conv2d(in_chans, channels, 1, bias=False), nn.BatchNorm2d(channels)
+                nn.AvgPool2d(shrink, ceil_mode=True) if shrink > 1 else nn.Identity(),
+                nn.Conv2d(in_chans, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bottleneck's input and the shortcut."""
-        if self.project is None:
-            return functional.relu(self.reduce(x)), x
-        # Sliced rather than strided: same values; oneDNN 3.12's strided 1x1 corrupts memory.
-        return functional.relu(self.reduce(x)), self.project(x[..., :: self.shrink, :: self.shrink])
+        reduced = self.reduce(x)
+        given = reduced if self.patch else x
+        shortcut = given if self.project is None else self.project(given)
+        return torch.relu(self.norm(self.position(reduced))), shortcut
 
 
 class Body(nn.Module):
@@ -131,7 +139,6 @@ class Body(nn.Module):
     def __init__(self, channels: int, *, kind: str, head_dim: int) -> None:
         super().__init__()
         hidden = channels // BOTTLENECK
-        self.position = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
         self.mix: nn.Module = (
             SelfAttention(hidden, hidden // head_dim)
             if kind == "attention"
@@ -142,12 +149,8 @@ class Body(nn.Module):
         self.last_norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.last_norm.weight)
 
-    def forward(self, x: Tensor, stride: int) -> Tensor:
-        x = functional.conv2d(
-            x, self.position.weight, stride=stride, padding=1, groups=self.position.groups
-        )
-        x = functional.relu(self.mix_norm(self.mix(x)))
-        return self.last_norm(self.expand(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_norm(self.expand(torch.relu(self.mix_norm(self.mix(x)))))
 
 
 class Layer(nn.Module):
@@ -159,7 +162,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         reduced, shortcut = self.entrance(x)
-        return torch.relu(self.body(reduced, self.entrance.stride) + shortcut)
+        return torch.relu(self.body(reduced) + shortcut)
 
 
 def stem(in_chans: int, channels: int) -> nn.Module:

@@ -5,7 +5,9 @@ The classifier of a network of these is ``mbconv.classifier``.
 Source:
     Tan and Le (2019), "EfficientNet", arXiv:1905.11946; Hu et al. (2018),
     "Squeeze-and-Excitation Networks", arXiv:1709.01507. The squeezed width is a share of the
-    block's input channels, at least one.
+    block's input channels, at least one. Differs from the search code of BossNAS,
+    arXiv:2103.12424: a shortcut only where shapes agree, as in EfficientNet (there one
+    everywhere, through pooling and a 1x1 convolution that a layer's operations share).
 """
 
 from __future__ import annotations

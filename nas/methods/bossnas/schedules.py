@@ -1,4 +1,7 @@
-"""Schedules of a block: learning rate and the target network's momentum. Both restart with it."""
+"""Schedules of a block: learning rate and the target network's momentum. Both restart with it.
+
+A step is a batch; an update that accumulates several is at the last of them.
+"""
 
 from __future__ import annotations
 

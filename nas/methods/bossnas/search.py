@@ -260,10 +260,11 @@ class BossNAS:
 
     def _train(self, block: int, at: int) -> dict[str, float]:
         settings = self.settings
-        rate = learning_rate(
-            at, self.steps_per_epoch, settings.epochs, settings.lr, settings.warmup_epochs
-        )
-        ema = ema_momentum(at, self.training_steps, settings.ema)
+        # Schedules go by batches, as in the official code: an update is at its last one.
+        last = (at + 1) * settings.accumulate - 1
+        per_epoch = self.steps_per_epoch * settings.accumulate
+        rate = learning_rate(last, per_epoch, settings.epochs, settings.lr, settings.warmup_epochs)
+        ema = ema_momentum(last, settings.epochs * per_epoch, settings.ema)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,9 @@ order that does not depend on what is drawn.
 Source:
     Grill et al. (2020), "Bootstrap Your Own Latent", arXiv:2006.07733. Differs: colour jitter
     applies brightness, contrast, saturation and hue in this order, not in a random one; hue is
-    turned in YIQ, not in HSV; the blur's kernel is 23 pixels of 224, in proportion.
+    turned in YIQ, not in HSV; the blur's kernel is 23 pixels of 224, in proportion; crops are
+    enlarged bilinearly, not bicubically, and a side that would exceed the image is cut to it
+    where the original draws again.
 """
 
 from __future__ import annotations

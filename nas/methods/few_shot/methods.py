@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from nas.methods.few_shot.plan import Moment, Schedule
 from nas.methods.few_shot.presets import preset
 from nas.methods.few_shot.racing import Criterion, Race, num_rounds
 from nas.methods.few_shot.search import SplitSearch, one_shot
+from nas.methods.one_shot import OneShot
 from nas.plugins import MethodContext
 from zoo.errors import InvalidInputError
 
@@ -34,6 +36,8 @@ class FewShot(SplitSearch):
             are inherited; 0 is the baseline of the gradient-matching paper.
         final_epochs: Epochs of every sub-supernet.
         candidates: Architectures that each sends to the contest; None takes the preset's.
+        together: Whether sub-supernets are trained and measured side by side; None: if they
+            are small.
 
     Raises:
         InvalidInputError: The base cannot be split, or the edge does not exist.
@@ -49,10 +53,11 @@ class FewShot(SplitSearch):
         checkpoint: int = 50,
         final_epochs: int = 20,
         candidates: int | None = None,
+        together: bool | None = None,
     ) -> None:
         published = preset(str(context.space.describe()["name"]), base)
-        params = {**published.base_params, **(base_params or {})}
-        made = one_shot(base, params, context)
+        make = partial(one_shot, base, {**published.base_params, **(base_params or {})})
+        made = make(context)
         edges = made.splittable()
         self.edge = edges[0] if edge is None else edge
         if type(self.edge) is not int or self.edge not in edges:
@@ -61,6 +66,7 @@ class FewShot(SplitSearch):
         super().__init__(
             context,
             made,
+            make,
             schedule=Schedule(
                 checkpoints=(checkpoint,),
                 groups=(len(self._operations),),
@@ -69,11 +75,12 @@ class FewShot(SplitSearch):
             ),
             rounds=1,
             candidates=published.candidates if candidates is None else candidates,
+            together=together,
         )
 
-    def _decide(self, moment: Moment) -> tuple[str, dict[str, float]]:
+    def _decide(self, moment: Moment, bases: Sequence[OneShot]) -> tuple[str, dict[str, float]]:
         groups = tuple((op,) for op in self._operations)
-        self._split(moment, self.edge, groups)
+        self._split(moment.stage, 0, self.edge, groups)
         return f"edge {self.edge} is split into its {len(groups)} operations", {}
 
 
@@ -102,6 +109,8 @@ class GmNas(SplitSearch):
         edge_rule: ``normalised``, ``max-inter``, ``min-intra``, or ``published``: which of
             the last two the official code takes for the base on the space.
         candidates: Architectures that each sub-supernet sends to the contest.
+        together: Whether sub-supernets are trained and measured side by side; None: if they
+            are small.
 
     Raises:
         InvalidInputError: The base cannot be split, or not so often, or is fused, or a
@@ -128,6 +137,7 @@ class GmNas(SplitSearch):
         objective: Objective = "intra",
         edge_rule: EdgeRule | Literal["published"] = "normalised",
         candidates: int | None = None,
+        together: bool | None = None,
     ) -> None:
         published = preset(str(context.space.describe()["name"]), base)
         plan = published.schedule
@@ -153,13 +163,16 @@ class GmNas(SplitSearch):
             )
             for count in schedule.groups
         ]
-        self._race: Race | None = None
+        self._races: dict[int, Race] = {}
+        make = partial(one_shot, base, {**published.base_params, **(base_params or {})})
         super().__init__(
             context,
-            one_shot(base, {**published.base_params, **(base_params or {})}, context),
+            make(context),
+            make,
             schedule=schedule,
             rounds=num_rounds(batches),
             candidates=published.candidates if candidates is None else candidates,
+            together=together,
         )
         # What the first split would refuse, after epochs of training, is refused now.
         self._race_of(0, 0)
@@ -171,37 +184,48 @@ class GmNas(SplitSearch):
         return sum(int(decision["passes"]) for decision in self.decisions)
 
     def state_dict(self) -> dict[str, Any]:
-        race = None if self._race is None else self._race.state_dict()
-        return super().state_dict() | {"race": race}
+        races = {str(at): race.state_dict() for at, race in self._races.items()}
+        return super().state_dict() | {"races": races}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._race = None
-        if state.get("race") is not None:
-            moment = self._plan.at(self._step)
-            self._race = self._race_of(moment.stage, moment.net)
-            self._race.load_state_dict(state["race"])
+        self._races = {}
+        for at, kept in state["races"].items():
+            race = self._race_of(self._plan.at(self._step).stage, int(at))
+            race.load_state_dict(kept)
+            self._races[int(at)] = race
 
     def _race_of(self, stage: int, at: int) -> Race:
         criterion = self._criteria[stage]
         edges = self._nets[at].splittable(criterion.groups)
         return Race(criterion=criterion, edges=edges, batches=self._batches, z=self._z)
 
-    def _decide(self, moment: Moment) -> tuple[str, dict[str, float]]:
-        if self._race is None:
-            self._race = self._race_of(moment.stage, moment.net)
-        race = self._race
-        race.round(self._measure)
-        metrics = {"edges": float(len(race.alive)), "gradient_passes": float(race.passes)}
-        if moment.index + 1 < race.rounds:
-            return f"measuring {len(race.alive)} of {len(race.edges)} edges", metrics
-        edge, found = race.result()
-        operations = allowed(self._nets[moment.net].mask)[edge]
-        groups = tuple(tuple(operations[at] for at in group) for group in found)
-        self._split(moment, edge, groups, passes=race.passes)
-        self._race = None
-        return f"edge {edge} is split into {groups}", metrics
+    def _decide(self, moment: Moment, bases: Sequence[OneShot]) -> tuple[str, dict[str, float]]:
+        if not self._races:
+            self._races = {at: self._race_of(moment.stage, at) for at in moment.nets}
+        races = list(self._races.values())
+        self._lanes.run(
+            [
+                partial(race.round, partial(self._measure, base))
+                for race, base in zip(races, bases, strict=True)
+            ]
+        )
+        alive = sum(len(race.alive) for race in races)
+        of = sum(len(race.edges) for race in races)
+        passes = sum(race.passes for race in races)
+        metrics = {"edges": float(alive), "gradient_passes": float(passes)}
+        if moment.index + 1 < num_rounds(self._batches):
+            return f"measuring {alive} of {of} edges", metrics
+        told = []
+        for at, race in self._races.items():
+            edge, found = race.result()
+            operations = allowed(self._nets[at].mask)[edge]
+            groups = tuple(tuple(operations[op] for op in group) for group in found)
+            self._split(moment.stage, at, edge, groups, passes=race.passes)
+            told.append(f"edge {edge} is split into {groups}")
+        self._races = {}
+        return "; ".join(told), metrics
 
-    def _measure(self, edge: int, batch: int) -> Tensor:
-        found = self.base.operation_gradients(edge, batch, hard=self._hard)
+    def _measure(self, base: OneShot, edge: int, batch: int) -> Tensor:
+        found = base.operation_gradients(edge, batch, hard=self._hard)
         return self._distance(found.rows, list(found.shapes))

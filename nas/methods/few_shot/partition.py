@@ -17,6 +17,8 @@ Differs from the official code, on purpose:
 - Its cut of once-for-all kernels overwrites the running minimum with the complement, and its
   cut of ProxylessNAS in three never resets its sum: both return one partition whatever the
   gradients are. Here every partition is scored by its own sum.
+- Cuts in three leave at least two operations in each group if there are enough; the official
+  code, had it counted, would let the last have one (``sizes="any"`` lets all).
 - Sums over edges with different numbers of operations cannot be compared: the default edge
   rule divides by the number of pairs. The published rules are options.
 """

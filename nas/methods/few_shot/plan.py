@@ -1,8 +1,9 @@
 """What is done at which step of a few-shot search: a pure function of the schedule.
 
 A schedule has one stage more than splits. In stage s every sub-supernet is trained up to
-the s-th checkpoint, one after the other; then, one after the other, their edges are
-measured and they are split. After the last stage the candidates of all compete.
+the s-th checkpoint; then the edges of each are measured and it is split. Either is done for
+all of them together or for one after the other. After the last stage the candidates of all
+compete.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Schedule:
         final_epochs: Epochs of every sub-supernet after the last split.
         restart: Whether those start from fresh weights; until then, architecture parameters
             are frozen. Otherwise all go on from their parents' weights and optimisers.
-        fixed_schedule: Whether what restarts anneals over its own epochs; otherwise over
-            the length of the whole (and so ends half-way, as in the official code on
-            NAS-Bench-201).
+        fixed_schedule: Whether the learning rate of what restarts anneals over its own epochs;
+            otherwise over the length of the whole (and so ends half-way, as in the official
+            code on NAS-Bench-201). A temperature always falls over its own.
 
     Raises:
         InvalidInputError: The numbers do not fit each other.
@@ -79,8 +80,14 @@ class Schedule:
         return self.checkpoints[stage] - (self.checkpoints[stage - 1] if stage else 0)
 
     def length(self, stage: int) -> int:
-        """Return the epochs over which learning rate and temperature fall."""
+        """Return the epochs over which the learning rate falls."""
         if self.restart and stage == self.splits and self.fixed_schedule:
+            return self.final_epochs
+        return self.checkpoints[-1] + self.final_epochs
+
+    def cooling(self, stage: int) -> int:
+        """Return the epochs over which a temperature falls: of what restarts, its own."""
+        if self.restart and stage == self.splits:
             return self.final_epochs
         return self.checkpoints[-1] + self.final_epochs
 
@@ -96,11 +103,11 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One step: in which stage, of which net, in which phase, and the how-manieth of those."""
+    """One step: in which stage, in which phase, of which nets, and the how-manieth of those."""
 
     stage: int
     phase: Phase
-    net: int
+    nets: range
     index: int
 
 
@@ -113,28 +120,30 @@ class Plan:
         per_epoch: Steps of an epoch.
         rounds: Steps that measure one sub-supernet before each split.
         selection: Steps of the contest in the end.
+        together: Whether a step is one of all sub-supernets of its stage.
     """
 
     schedule: Schedule
     per_epoch: int
     rounds: int
     selection: int
+    together: bool
 
     @cached_property
     def _parts(self) -> list[tuple[int, Phase, int, int]]:
-        """Stage, phase, nets and steps a net of every part of the search."""
+        """Stage, phase, turns and steps a turn of every part of the search."""
         parts: list[tuple[int, Phase, int, int]] = []
         for stage in range(self.schedule.splits + 1):
-            nets = self.schedule.nets(stage)
-            parts.append((stage, "train", nets, self.schedule.epochs(stage) * self.per_epoch))
+            turns = 1 if self.together else self.schedule.nets(stage)
+            parts.append((stage, "train", turns, self.schedule.epochs(stage) * self.per_epoch))
             if stage < self.schedule.splits:
-                parts.append((stage, "match", nets, self.rounds))
+                parts.append((stage, "match", turns, self.rounds))
         parts.append((self.schedule.splits, "select", 1, self.selection))
         return parts
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(nets * steps for _, _, nets, steps in self._parts))
+        return list(accumulate(turns * steps for _, _, turns, steps in self._parts))
 
     @property
     def total(self) -> int:
@@ -149,7 +158,9 @@ class Plan:
         first = 0
         for (stage, phase, _, steps), end in zip(self._parts, self._ends, strict=True):
             if step < end:
-                net, index = divmod(step - first, steps)
-                return Moment(stage=stage, phase=phase, net=net, index=index)
+                turn, index = divmod(step - first, steps)
+                whole = self.together or phase == "select"
+                nets = range(self.schedule.nets(stage)) if whole else range(turn, turn + 1)
+                return Moment(stage=stage, phase=phase, nets=nets, index=index)
             first = end
         raise ConflictError(f"the search is over: all {self.total} steps are done")

@@ -84,7 +84,13 @@ PRESETS: Mapping[tuple[str, str], Preset] = {
         hard=False,
         base_params={"fused": False, "warmup_epochs": 0},
     ),
-    ("darts", "rsps"): Preset(schedule=_DARTS, sizes="half", edge_rule="min-intra", candidates=200),
+    ("darts", "rsps"): Preset(
+        schedule=_DARTS,
+        sizes="half",
+        edge_rule="min-intra",
+        candidates=200,
+        base_params={"weight_decay": 3e-4, "nesterov": False},
+    ),
     # Of the published schedule for once-for-all networks: splits, groups and edge rule. There
     # every mask then goes through the whole of progressive shrinking; here it is as long as
     # the three stages before.

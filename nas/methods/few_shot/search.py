@@ -14,10 +14,10 @@ Notation (E edges, O operations, n of them allowed on an edge):
     D       Race.mean                  (n, n)    1 - cosine of g_i, g_j, mean over batches
     Γ       Partition                            groups of an edge's operations
 
-One sub-supernet is on the device at a time; the others wait as states. They are trained one
-after the other: on a CPU, training them as one network of stacked weights
-(``torch.func.vmap``) turns convolutions into grouped ones and runs what each mask excludes,
-and took longer (``docs/benchmarks.md``).
+Small sub-supernets are trained together, side by side on the device (``lanes``); of large
+ones one is on the device at a time, and the others wait as states. As one network of stacked
+weights (``torch.func.vmap``) they would take longer on a CPU: convolutions become grouped
+ones, and what each mask excludes is run (``docs/benchmarks.md``).
 
 Differs from the official code, on purpose:
 
@@ -39,12 +39,15 @@ import abc
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nas.masks import split_mask, sub_space_size
+from nas.methods.few_shot.lanes import Lanes
 from nas.methods.few_shot.plan import Moment, Plan, Schedule
 from nas.methods.halving import Contender, Halving, num_steps
 from nas.methods.held_out import HeldOut
@@ -57,6 +60,9 @@ from zoo.rng import derive_seed
 from zoo.spec import Architecture
 
 Groups = tuple[tuple[int, ...], ...]
+
+SMALL = 1_000_000
+"""Weights of a supernet up to which its parts are trained together, unless it is said."""
 
 
 def one_shot(name: str, params: Mapping[str, Any], context: MethodContext) -> OneShot:
@@ -98,9 +104,12 @@ class SplitSearch(abc.ABC):
     Args:
         context: What the base method was given.
         base: What is split; its own number of epochs plays no part.
+        make: Builds another one like it.
         schedule: Splits and epochs.
         rounds: Steps that a decision takes.
         candidates: Architectures that each sub-supernet sends to the contest.
+        together: Whether the sub-supernets of a stage are trained and measured side by side,
+            all in a step; None: if the base has at most ``SMALL`` weights.
 
     Raises:
         InvalidInputError: The base cannot be split so often, or there are no data.
@@ -125,18 +134,27 @@ class SplitSearch(abc.ABC):
         self,
         context: MethodContext,
         base: OneShot,
+        make: Callable[[MethodContext], OneShot],
         *,
         schedule: Schedule,
         rounds: int,
         candidates: int,
+        together: bool | None,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
             raise InvalidInputError(f"candidates is {candidates!r}; it must be an integer >= 1")
         if context.data is None:
             raise InvalidInputError("a few-shot search needs data, to train on and to select by")
-        self.base = base
+        if together not in (True, False, None):
+            raise InvalidInputError(f"together is {together!r}; give true or false")
+        self.base, self._bases, self._live = base, [base], [-1]
         self.schedule, self._seed, self._candidates = schedule, context.seed, candidates
-        self._held_out = HeldOut(context.data.to(context.device))
+        data = context.data.to(context.device)
+        self._held_out = HeldOut(data)
+        self._make = partial(make, replace(context, data=data))
+        weights = sum(weight.numel() for weight in base.supernet.parameters())
+        self._together = weights <= SMALL if together is None else together
+        self._lanes = Lanes(context.device, schedule.nets(schedule.splits))
         root = Net(mask=base.options(), pool=base.splittable(), state=None)
         for stage, groups in enumerate(schedule.groups):
             if len(root.splittable(groups)) <= stage:
@@ -148,10 +166,9 @@ class SplitSearch(abc.ABC):
         for stage in reversed(range(schedule.splits + 1)):
             base.confine(self._terms(root.mask, stage, 0))
         contest = num_steps(schedule.nets(schedule.splits) * candidates, self._held_out.batches)
-        self._plan = Plan(schedule, base.steps_per_epoch, rounds, contest)
+        self._plan = Plan(schedule, base.steps_per_epoch, rounds, contest, self._together)
         self._nets = [root]
         self._children: list[Net] = []
-        self._live: int | None = None
         self._contest: Halving | None = None
         self._step = 0
         self.decisions: list[dict[str, Any]] = []
@@ -167,7 +184,9 @@ class SplitSearch(abc.ABC):
         return [net.mask for net in self._nets]
 
     def step(self) -> StepReport:
-        """Train one sub-supernet on one batch, or measure its edges, or score candidates.
+        """Train on a batch, or measure edges, or score candidates.
+
+        It is one sub-supernet's step, or one of each in the stage if they go together.
 
         Raises:
             ConflictError: The search is over.
@@ -177,14 +196,14 @@ class SplitSearch(abc.ABC):
         if moment.phase == "select":
             message, metrics = self._select()
         else:
-            self._activate(moment.stage, moment.net)
+            nets, of = moment.nets, self.schedule.nets(moment.stage)
+            bases = [self._activate(moment.stage, at) for at in nets]
             if moment.phase == "train":
-                report = self.base.step()
-                message, metrics = report.message, dict(report.metrics)
+                message, metrics = self._train(bases)
             else:
-                message, metrics = self._decide(moment)
-            of = self.schedule.nets(moment.stage)
-            message = f"sub-supernet {moment.net + 1} of {of}: {message}"
+                message, metrics = self._decide(moment, bases)
+            which = f" {nets[0] + 1}" if len(nets) == 1 else f"s {nets[0] + 1} to {nets[-1] + 1}"
+            message = f"sub-supernet{which} of {of}: {message}"
         self._step += 1
         return StepReport(step=self._step, total=self.total, message=message, metrics=metrics)
 
@@ -196,27 +215,25 @@ class SplitSearch(abc.ABC):
         returned once.
         """
         if self._contest is None:
-            moment = self._plan.at(min(self._step, self.total - 1))
-            self._activate(moment.stage, self._live or 0)
-            return self.base.propose(max(k, 0), self._rng(self._live or 0))
+            stage = self._plan.at(min(self._step, self.total - 1)).stage
+            at = max(self._live[0], 0)
+            return self._activate(stage, at).propose(max(k, 0), self._rng(at))
         space, ranking = self.base.space.describe(), self._contest.ranking()
         found = dict.fromkeys(Architecture(space=space, choices=c.choices) for c in ranking)
         for net in dict.fromkeys(contender.net for contender in ranking):
             if len(found) >= k:
                 break
-            self._activate(self.schedule.splits, net)
-            found |= dict.fromkeys(self.base.propose(k, self._rng(net)))
+            base = self._activate(self.schedule.splits, net)
+            found |= dict.fromkeys(base.propose(k, self._rng(net)))
         return list(found)[: max(k, 0)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all state: every sub-supernet's, and how far decisions are."""
         return {
             "step": self._step,
-            "live": self._live,
-            "nets": [
-                _net_state(net, self.base.state_dict() if at == self._live else net.state)
-                for at, net in enumerate(self._nets)
-            ],
+            "together": self._together,
+            "live": list(self._live),
+            "nets": [_net_state(net, self._state(at)) for at, net in enumerate(self._nets)],
             "children": [_net_state(net, net.state) for net in self._children],
             "contest": None if self._contest is None else self._contest.state_dict(),
             "decisions": [dict(decision) for decision in self.decisions],
@@ -226,9 +243,12 @@ class SplitSearch(abc.ABC):
         """Continue where ``state`` was taken.
 
         Raises:
-            InvalidInputError: ``state`` is of another space, base or method.
+            InvalidInputError: ``state`` is of another space, base or method, or of
+                sub-supernets trained in the other way.
         """
         try:
+            if state["together"] != self._together:
+                raise ValueError(f"together was {state['together']}; it is {self._together} now")
             self._nets = [_load_net(item) for item in state["nets"]]
             self._children = [_load_net(item) for item in state["children"]]
             shapes = {net.mask.shape for net in self._nets + self._children}
@@ -237,57 +257,91 @@ class SplitSearch(abc.ABC):
             kept = state["contest"]
             self._contest = None if kept is None else Halving.from_state(kept)
             self.decisions = [dict(decision) for decision in state["decisions"]]
-            self._step, live = int(state["step"]), state["live"]
+            self._step, live = int(state["step"]), [int(at) for at in state["live"]]
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(f"this state is not of a few-shot search: {error}") from error
-        self._live = None
-        if live is not None:
-            self._activate(self._plan.at(min(self._step, self.total - 1)).stage, int(live))
+        self._live = [-1] * len(self._bases)
+        for at in live:
+            if at >= 0:
+                self._activate(self._plan.at(min(self._step, self.total - 1)).stage, at)
 
     @abc.abstractmethod
-    def _decide(self, moment: Moment) -> tuple[str, dict[str, float]]:
-        """Take a step of a decision; the last one calls ``_split``. Return what to report."""
+    def _decide(self, moment: Moment, bases: Sequence[OneShot]) -> tuple[str, dict[str, float]]:
+        """Take a step of a decision; the last one calls ``_split``. Return what to report.
 
-    def _split(self, moment: Moment, edge: int, groups: Groups, **facts: Any) -> None:
-        """Replace the live sub-supernet by its children; ``groups`` name columns of the mask."""
-        last = self.schedule.restart and moment.stage + 1 == self.schedule.splits
-        net = self._nets[moment.net]
-        state = None if last else _on_host(self.base.state_dict())
+        Args:
+            moment: Which nets it is about, and how far it is.
+            bases: Hold those nets.
+        """
+
+    def _split(self, stage: int, at: int, edge: int, groups: Groups, **facts: Any) -> None:
+        """Replace a live sub-supernet by its children; ``groups`` name columns of the mask.
+
+        Those of a stage are split in their order.
+        """
+        last = self.schedule.restart and stage + 1 == self.schedule.splits
+        net = self._nets[at]
+        state = None if last else _on_host(self._state(at))
         masks = split_mask(net.mask, edge, groups)
         pool = tuple(other for other in net.pool if other != edge)
         self._children += [Net(mask=mask, pool=pool, state=state) for mask in masks]
         self.decisions.append(
             {
-                "stage": moment.stage,
-                "net": moment.net,
+                "stage": stage,
+                "net": at,
                 "edge": edge,
                 "groups": [list(group) for group in groups],
                 "sizes": [sub_space_size(mask) for mask in masks],
                 **facts,
             }
         )
-        if moment.net + 1 == len(self._nets):
-            self._nets, self._children, self._live = self._children, [], None
+        if at + 1 == len(self._nets):
+            self._nets, self._children = self._children, []
+            self._live = [-1] * len(self._bases)
 
-    def _activate(self, stage: int, at: int) -> None:
-        """Bring one sub-supernet onto the device; the one before goes to its state."""
-        if self._live == at:
-            return
-        if self._live is not None:
-            kept = _on_host(self.base.state_dict())
-            self._nets[self._live] = replace(self._nets[self._live], state=kept)
+    def _train(self, bases: Sequence[OneShot]) -> tuple[str, dict[str, float]]:
+        """Train sub-supernets on a batch each; return what to report, the mean over them."""
+        reports = self._lanes.run([base.step for base in bases])
+        metrics = {
+            name: fmean(report.metrics[name] for report in reports) for name in reports[0].metrics
+        }
+        return reports[0].message, metrics
+
+    def _lane(self, at: int) -> int:
+        """Return which base a sub-supernet is trained in: its own, or that of all."""
+        return at if self._together else 0
+
+    def _state(self, at: int) -> Mapping[str, Any] | None:
+        lane = self._lane(at)
+        live = lane < len(self._live) and self._live[lane] == at
+        return self._bases[lane].state_dict() if live else self._nets[at].state
+
+    def _activate(self, stage: int, at: int) -> OneShot:
+        """Bring one sub-supernet onto the device; what was in its place goes to its state."""
+        lane = self._lane(at)
+        while lane >= len(self._bases):
+            self._bases.append(self._make())
+            self._live.append(-1)
+        base, before = self._bases[lane], self._live[lane]
+        if before == at:
+            return base
+        if before >= 0:
+            kept = _on_host(base.state_dict())
+            self._nets[before] = replace(self._nets[before], state=kept)
         net = self._nets[at]
-        self.base.confine(self._terms(net.mask, stage, at))
+        base.confine(self._terms(net.mask, stage, at))
         if net.state is None:
-            self.base.restart()
+            base.restart()
         else:
-            self.base.load_state_dict(net.state)
-        self._live = at
+            base.load_state_dict(net.state)
+        self._live[lane] = at
+        return base
 
     def _terms(self, mask: Tensor, stage: int, at: int) -> Confinement:
         return Confinement(
             mask=mask,
             epochs=self.schedule.length(stage),
+            cooling=self.schedule.cooling(stage),
             frozen=self.schedule.frozen(stage),
             seed=self._net_seed(stage, at),
         )
@@ -303,14 +357,13 @@ class SplitSearch(abc.ABC):
         if self._contest is None:
             contenders = []
             for at in range(len(self._nets)):
-                self._activate(stage, at)
-                found = self.base.propose(self._candidates, self._rng(at))
+                found = self._activate(stage, at).propose(self._candidates, self._rng(at))
                 contenders += [Contender(net=at, choices=item.choices) for item in found]
             self._contest = Halving(contenders, self._held_out.batches)
 
         def score(contender: Contender, batch: int) -> tuple[int, int]:
-            self._activate(stage, contender.net)
-            return self._held_out.score(self.base, contender, batch)
+            base = self._activate(stage, contender.net)
+            return self._held_out.score(base, contender, batch)
 
         if not self._contest.done:
             self._contest.step(score)

@@ -1,8 +1,8 @@
 """HyTra cut into its blocks: operations share weights between the scales that they come from.
 
-The reduction and the shortcut of an operation exist once for each scale before it; its
-position code, convolution or attention, and expansion once. The interface is the index of
-the scale of a block's last operation.
+The reduction, position code and shortcut of an operation exist once for each scale before it,
+as in the official code; its convolution or attention, and expansion once. The interface is
+the index of the scale of a block's last operation.
 """
 
 from __future__ import annotations
