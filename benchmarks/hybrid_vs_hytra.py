@@ -31,6 +31,7 @@ import numpy as np
 import report
 import torch
 from scipy.stats import kendalltau, spearmanr
+from support.shrunk import shrunk
 
 from nas.cost.blocks import chain_cost
 from nas.data import DataSet, load_dataset
@@ -88,6 +89,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     root = os.environ.get("BLOCKYARD_DATA")
     data = load_dataset(options.data, root=Path(root) if root else None, seed=0)
+    if options.images:
+        data = shrunk(data, images=options.images, held_out=options.images // 4)
     spaces = {name: make_space(name, params) for name, params in chosen(options).items()}
     cap = options.cap or common_cap(list(spaces.values()), data)
     found = [
@@ -147,12 +150,15 @@ def compare(
     while not method.step().done:
         pass
     search_s = time.monotonic() - started
+    print(f"{name}, seed {seed}: searched in {search_s:.0f} s", file=sys.stderr, flush=True)
     ranked = [(score, method.cut.join(paths)) for score, paths in method.networks()]
     places = np.linspace(0, len(ranked) - 1, min(options.networks, len(ranked))).round().astype(int)
     scores, accuracies = [], []
     for place in sorted(set(places.tolist())):
         scores.append(ranked[place][0])
         accuracies.append(accuracy(space, ranked[place][1], data, seed, options))
+        told = f"network {place + 1} of {len(ranked)}: {accuracies[-1]:.4f}"
+        print(f"{name}, seed {seed}: {told}", file=sys.stderr, flush=True)
     rng = random.Random(derive_seed(seed, "random networks"))
     others = [draw(space, rng, lambda item: macs(space, item, data) <= cap)
               for _ in range(options.networks // 2)]  # fmt: skip
@@ -250,6 +256,7 @@ def show(found: list[Found], cap: int, options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", default="digits", help="name of a data set")
+    parser.add_argument("--images", type=int, help="to train on; a quarter as many to validate")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=6, help="of each block, without labels")
     parser.add_argument("--train-epochs", type=int, default=8, help="of each network compared")
