@@ -15,10 +15,8 @@ Notation (E edges, O operations, n of them allowed on an edge):
     Γ       Partition                            groups of an edge's operations
 
 Small sub-supernets are trained and measured together, side by side on the device (``lanes``;
-measuring waits for a GPU, so there only training overlaps); of large ones one is on the
-device at a time, and the others wait as states. As one network of stacked
-weights (``torch.func.vmap``) they would take longer on a CPU: convolutions become grouped
-ones, and what each mask excludes is run (``docs/benchmarks.md``).
+measuring waits for a GPU, so there only training overlaps). Of large ones one is on the device
+at a time, and the others wait as states.
 
 Differs from the official code, on purpose:
 
