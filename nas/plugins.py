@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ EVALUATORS = "blockyard.evaluators"
 Fresh = Callable[[Callable[[], Architecture]], Architecture]
 """Draws proposals until it takes one, and returns that."""
 
-_LIST = ((list, tuple, range), "a list")
+_LIST = ((Iterable,), "a list")
 _MAPPING = ((Mapping,), "a mapping")
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
-    "int": ((int,), "an integer"),
-    "float": ((int, float), "a number"),
+    "int": ((Integral,), "an integer"),
+    "float": ((Real,), "a number"),
     "str": ((str,), "a text"),
     "None": ((type(None),), "none"),
     "list": _LIST,
@@ -282,7 +283,8 @@ def _misfit(cls: type, param: str, value: object) -> str | None:
     """Say what a value must be that is not of its parameter's annotated type; None if it is.
 
     Looks only as deep as a user can mistake text for a number or a switch: at numbers, texts,
-    lists and mappings as such, not at what they hold. Other annotations pass.
+    lists and mappings as such, not at what they hold. Text passes for a list: it may be the
+    name of one. Other annotations pass.
     """
     parts = _annotation(cls, param).split(" | ")
     kinds = [_TYPES.get(part.partition("[")[0].strip()) for part in parts]

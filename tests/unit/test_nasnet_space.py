@@ -151,7 +151,7 @@ def test_settings_that_make_no_network_are_refused() -> None:
         ({"cells": 0}, "cells is 0"),
         ({"ops": []}, "ops are empty"),
         ({"ops": ["identity", "identity"]}, "each once"),
-        ({"ops": "identity"}, "ops is .identity.; it must be a list"),
+        ({"ops": "identity"}, "give a list of names"),
         ({"dropout": 1}, "dropout is 1"),
         ({"eps": 0}, "eps is 0"),
         ({"skip": 1}, "skip is 1"),

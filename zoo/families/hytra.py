@@ -239,7 +239,17 @@ def build_stem(spec: BlockSpec) -> nn.Module:
     return stem(image(inputs)[0], channels)
 
 
-@register("hytra.layer")
+_EXAMPLE = TensorSpec(shape=(8, 8, 8))
+
+
+@register(
+    "hytra.layer",
+    examples=(
+        layer_spec(_EXAMPLE, channels=8, kind="attention", shrink=1, patch=False, head_dim=2),
+        layer_spec(_EXAMPLE, channels=16, kind="convolution", shrink=2, patch=False, head_dim=2),
+        layer_spec(_EXAMPLE, channels=16, kind="attention", shrink=4, patch=True, head_dim=2),
+    ),
+)
 def build_layer(spec: BlockSpec) -> nn.Module:
     """Build ``hytra.layer``; its ``params`` are the arguments of ``layer_spec``."""
     inputs, channels = sole_input(spec), width(spec)
