@@ -143,7 +143,7 @@ def test_a_tabu_list_refuses_only_the_latest_functions(store: Store) -> None:
 def test_a_search_with_a_policy_goes_on_bit_for_bit_after_a_pause(store: Store) -> None:
     changes = {
         "method": {"name": "nsga2", "params": {"candidates": 10, "population": 4}},
-        "space": {"widths": [4, 8, 16], "twins": 4, "delay_s": 0.02},
+        "space": {"widths": [4, 8, 16], "twins": 4, "delay_s": 0.1},
         "max_duplicates": 2,
         "forget": 0.5,
         "max_proposal_attempts": 3,

@@ -241,7 +241,8 @@ def test_a_checkpoint_of_other_fields_is_unusable(
     toys.wait_for(lambda: store.jobs.checkpoints(job.id), what="a checkpoint")
     store.jobs.request(job.id, JobRequest.PAUSE)
     toys.wait_for(lambda: store.jobs.job(job.id).state is JobState.PAUSED, what="the pause")
-    written = {digest for _, digest in store.jobs.checkpoints(job.id)}
+    kept = store.jobs.checkpoints(job.id)
+    written = {digest for _, digest in kept}  # two may hold the same state
     get = type(store.files).get
     foreign = checkpoint.pack({"phase": "search", "something": 1})
     monkeypatch.setattr(
@@ -250,7 +251,7 @@ def test_a_checkpoint_of_other_fields_is_unusable(
     store.jobs.resume(job.id)
     toys.succeeded(store, job.id)
     said = [event.message for event in store.jobs.events(job.id)]
-    assert sum("is unusable" in line and "something" in line for line in said) == len(written)
+    assert sum("is unusable" in line and "something" in line for line in said) == len(kept)
     assert len(store.jobs.candidates(job.id, arm=Arm.SEARCH)) == 8
 
 
